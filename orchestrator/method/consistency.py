@@ -1,0 +1,111 @@
+"""Noise reduction: which supervised samples a round keeps. All vectors are global, one entry per sample [N]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the filters may look at. No ground truth is among it."""
+
+    student_loss: Tensor
+    """Cross-entropy of the previous student against the supervised class, float32 [N]."""
+    student_rank: Tensor
+    """Classes the previous student finds likelier than the supervised one, int64 [N]; 0 = its own prediction."""
+    student_confidence: Tensor
+    """Probability the previous student gives the supervised class, float32 [N]."""
+    teacher_confidence: Tensor
+    """Probability the supervision gives its own class, float32 [N]."""
+    previous_rank: Tensor
+    """Rank of the supervised class in the previous level's supervision, int64 [N] (capped at what is stored)."""
+    previous_confidence: Tensor
+    """Probability the previous level's supervision gave its own class, float32 [N]."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Signals:
+        """The same signals, each passed through ``function``."""
+        return Signals(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+
+def class_ranks(scores: Tensor, classes: Tensor) -> Tensor:
+    """How many classes score higher than the given one, int64 [N]; among equal scores lower classes come first.
+
+    ``class_ranks(logits, y) < k`` says that ``y`` is among the ``k`` most likely classes.
+    """
+    own = scores.gather(1, classes[:, None])
+    higher = (scores > own).sum(dim=1)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < classes[:, None]
+    return higher + ((scores == own) & earlier).sum(dim=1)
+
+
+def class_losses(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of the student against one class per sample, float32 [N]."""
+    return torch.nn.functional.cross_entropy(logits.float(), classes, reduction="none")
+
+
+def consensus_rate(ranks: Tensor, k: int) -> float:
+    """Share of samples whose supervised class is among the student's ``k`` most likely (method.md, "consensus rate")."""
+    return float((ranks < k).sum()) / max(1, len(ranks))
+
+
+def keep_lowest_loss(losses: Tensor, count: int) -> Tensor:
+    """Mask of the ``count`` samples of lowest loss, bool [N]; ties are broken by sample index."""
+    keep = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
+    keep[torch.argsort(losses, stable=True)[:count]] = True
+    return keep
+
+
+def keep_by_topk_rate(ranks: Tensor, losses: Tensor, k: int) -> Tensor:
+    """The paper's criterion: the consensus rate of top-``k`` says how many, the lowest losses say which.
+
+    Keep the first ``r * N`` samples by loss, where ``r * N`` is the exact count of consensus samples
+    (Liu & Alahi 2024, section 3.3, and the released code).
+    """
+    return keep_lowest_loss(losses, int((ranks < k).sum()))
+
+
+def keep_by_threshold(confidence: Tensor, probability: float) -> Tensor:
+    """Mask of samples whose supervised class has at least the given probability, bool [N]."""
+    return confidence >= probability
+
+
+def keep_fraction(losses: Tensor, fraction: float) -> Tensor:
+    """Mask of the ``round(fraction * N)``, at least 1, samples of lowest loss, bool [N]."""
+    return keep_lowest_loss(losses, max(1, round(fraction * len(losses))))
+
+
+def local_global_agreement(previous_rank: Tensor, k: int) -> Tensor:
+    """Mask of samples whose (local) class is within the top-``k`` of the previous (global) supervision, bool [N]."""
+    return previous_rank < k
+
+
+def confidence_not_dropping(confidence: Tensor, previous: Tensor) -> Tensor:
+    """Mask of samples whose teacher is at least as confident as the previous level's, bool [N]."""
+    return confidence >= previous
+
+
+def rank_in_top(top_classes: Tensor, classes: Tensor) -> Tensor:
+    """Position of a class in a list of most likely classes [N, T], int64 [N]; T where it is not among them."""
+    hit = top_classes == classes[:, None]
+    return torch.where(hit.any(dim=1), hit.to(torch.uint8).argmax(dim=1), top_classes.shape[1])
+
+
+def top_classes(probabilities: Tensor, count: int) -> Tensor:
+    """The ``count`` most likely classes per sample, best first, int64 [N, min(count, C)]; first entry = argmax."""
+    order = torch.topk(probabilities, min(count, probabilities.shape[1]), dim=1).indices
+    best = probabilities.argmax(dim=1)
+    # topk leaves the order of equal values open; the argmax must lead, whatever it swaps places with
+    at = (order == best[:, None]).to(torch.uint8)
+    position = torch.where(at.any(dim=1), at.argmax(dim=1), order.shape[1] - 1)
+    order.scatter_(1, position[:, None], order[:, :1].clone())
+    order[:, 0] = best
+    return order
+
+
+def epochs_for(epochs: int, n_samples: int, n_kept: int) -> int:
+    """``int(epochs / r)`` with ``r = kept / N``, in whole numbers: about as many updates as without a filter."""
+    return epochs * n_samples // n_kept
