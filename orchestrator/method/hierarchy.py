@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 Blocks = tuple[tuple[int, ...], ...]
 
@@ -23,9 +22,9 @@ class Level:
         """Number of teachers ``K`` of the level."""
         return len(self.blocks)
 
-    def teacher_of_class(self, n_classes: int) -> Tensor:
+    def teacher_of_class(self) -> NDArray[np.int64]:
         """Class -> its teacher, int64 [C]."""
-        owner = torch.empty(n_classes, dtype=torch.int64)
+        owner = np.empty(sum(len(block) for block in self.blocks), dtype=np.int64)
         for teacher, block in enumerate(self.blocks):
             owner[list(block)] = teacher
         return owner

@@ -126,13 +126,14 @@ def _supervise(
 ) -> tuple[Tensor, Tensor]:
     """(teacher per owned sample [n], supervision [n, C]) of a round."""
     mixture = torch.full((len(data.own),), -1)
+    teacher_of_class = None if spec.level is None else torch.from_numpy(spec.level.teacher_of_class())
     if spec.level is None or spec.assignment == "oracle":
         if oracle_labels is None:
             raise ValueError(f"assignment {spec.assignment!r} needs the ground truth, which this run was not given")
         truth = oracle_labels[data.own]
-        if spec.level is None:
+        if spec.level is None or teacher_of_class is None:
             return mixture, torch.nn.functional.one_hot(truth, data.n_classes).to(torch.float16)
-        return ask.routed(assign.assign_by_truth(truth, spec.level.teacher_of_class(data.n_classes)))
+        return ask.routed(assign.assign_by_truth(truth, teacher_of_class))
     n_teachers = spec.level.n_teachers
     if spec.assignment == "mean":
         return mixture, assign.mix(torch.full((len(data.own), n_teachers), 1 / n_teachers), ask.one)
@@ -144,7 +145,7 @@ def _supervise(
         raise ValueError(f"assignment {spec.assignment!r} over {n_teachers} teachers needs a previous student")
     if spec.assignment == "agreement":
         return assign.assign_by_agreement(logits.cpu(), ask.one, n_teachers)
-    teacher_of_class = spec.level.teacher_of_class(data.n_classes)
+    assert teacher_of_class is not None
     if spec.assignment == "soft":
         weights = assign.responsibilities(logits.cpu(), teacher_of_class, n_teachers)
         return weights.argmax(dim=1), assign.mix(weights, ask.one)
