@@ -67,6 +67,14 @@ class RoundCache:
         path = self._store.get(key)
         return None if path is None else read_round(path)
 
+    def has(self, key: str) -> bool:
+        """Whether the round is finished."""
+        return self._store.get(key) is not None
+
+    def path(self, key: str) -> Path:
+        """Folder of a round, finished or not."""
+        return self._store.path(key)
+
     def claim(self, key: str) -> StoredRound | None:
         """The finished round, waiting for it if another process is at it; None: it is now the caller's to compute."""
         if (found := self.get(key)) is not None:

@@ -109,8 +109,8 @@ class ActorPool:
     """Teachers spread over Ray actors.
 
     A killed actor is restarted by Ray and its calls are retried: it reloads its teachers from the store and fills
-    its memory again as it is asked. Constructor arguments are explicit object references that this pool holds:
-    passed by value they would be freed and the restart would fail (ray-project/ray#53727).
+    its memory again as it is asked. Constructor arguments are serialised references to objects that this pool holds:
+    passed plainly they would be freed and the restart would fail (ray-project/ray#53727).
 
     Args:
         specs: the teachers, dealt out over the actors in turn.
@@ -124,11 +124,11 @@ class ActorPool:
 
         n_actors = min(n_actors, len(specs))
         self._specs = specs
-        actor = ray.remote(TeacherHost)
+        actor = ray.remote(_HostActor)
         shares = [list(specs[i::n_actors]) for i in range(n_actors)]
         self._refs = [ray.put(task), *(ray.put(share) for share in shares)]
         self.actors = [
-            actor.options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1).remote(ref, self._refs[0])
+            actor.options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1).remote(ray.cloudpickle.dumps([ref, self._refs[0]]))
             for ref in self._refs[1:]
         ]
         self.actor_of = {(s.level, s.index): self.actors[i % n_actors] for i, s in enumerate(specs)}
@@ -148,6 +148,15 @@ class ActorPool:
 
         for actor in self.actors:
             ray.kill(actor)
+
+
+class _HostActor(TeacherHost):
+    """A host whose arguments are fetched from the object store, also when Ray starts it again."""
+
+    def __init__(self, references: bytes) -> None:
+        import ray
+
+        super().__init__(*ray.get(ray.cloudpickle.loads(references)))
 
 
 def ask_actors(actor_of: dict[tuple[int, int], Any]) -> Ask:

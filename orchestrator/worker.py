@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +19,12 @@ from orchestrator.chains import Chain
 from orchestrator.config import ExperimentConfig
 from orchestrator.filters import bind
 from orchestrator.identity import derive_seed
-from orchestrator.method.hierarchy import Level
+from orchestrator.job import Emit, StudentJob, StudentView
 from orchestrator.method.records import RoundOutput, RoundSpec, StudentData, Teachers
 from orchestrator.method.rounds import run_rounds
 from orchestrator.round_cache import RoundCache, to_output
 from trainers.devices import resolve_device
 from trainers.head_loop import HeadSettings, HeadTrainer, Shard
-
-
-@dataclass(frozen=True)
-class StudentView:
-    """Everything of the data that a training worker receives. No ground truth."""
-
-    train: NDArray[np.float32]
-    """Features of the student's samples [N, D]."""
-    validation: NDArray[np.float32]
-    test: NDArray[np.float32]
-    rows: NDArray[np.int64]
-    """Row in the data set of each training sample [N]."""
-    n_classes: int
-
-
-@dataclass(frozen=True)
-class StudentJob:
-    """What to train."""
-
-    config: ExperimentConfig
-    levels: tuple[Level, ...]
-    chains: tuple[Chain, ...]
-    cache: Path
-    """Folder of the round cache."""
-
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 class Group:

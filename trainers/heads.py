@@ -36,8 +36,8 @@ def initialise(head: nn.Module, generator: torch.Generator) -> None:
 
 def load_head(kind: str, n_classes: int, hidden: int, state: Mapping[str, Tensor]) -> nn.Module:
     """A head with the given weights; raises RuntimeError when they do not fit."""
-    n_features = next(iter(state.values())).shape[1]
-    head = build_head(kind, n_features, n_classes, hidden)
+    first_layer = state["weight" if kind == "linear" else "0.weight"]
+    head = build_head(kind, first_layer.shape[1], n_classes, hidden)
     head.load_state_dict(dict(state))
     return head.eval()
 

@@ -99,8 +99,8 @@ def top_classes(probabilities: Tensor, count: int) -> Tensor:
     order = torch.topk(probabilities, min(count, probabilities.shape[1]), dim=1).indices
     best = probabilities.argmax(dim=1)
     # topk leaves the order of equal values open; the argmax must lead, whatever it swaps places with
-    at = (order == best[:, None]).to(torch.uint8)
-    position = torch.where(at.any(dim=1), at.argmax(dim=1), order.shape[1] - 1)
+    at = order == best[:, None]
+    position = torch.where(at.any(dim=1), at.to(torch.uint8).argmax(dim=1), order.shape[1] - 1)
     order.scatter_(1, position[:, None], order[:, :1].clone())
     order[:, 0] = best
     return order

@@ -1,0 +1,28 @@
+"""Co-supervised learning on Ray: run experiments from Python. Names load on first use, so importing costs nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.config import ExperimentConfig
+    from orchestrator.experiment import run_experiment
+    from orchestrator.loading import load_config
+    from orchestrator.results import ExperimentResult
+
+__all__ = ["ExperimentConfig", "ExperimentResult", "load_config", "run_experiment"]
+
+_HOMES = {
+    "ExperimentConfig": "orchestrator.config",
+    "ExperimentResult": "orchestrator.results",
+    "load_config": "orchestrator.loading",
+    "run_experiment": "orchestrator.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,117 @@
+"""From a configuration to everything a run needs, before anything is started."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.chains import Chain, plan_chains
+from orchestrator.checks import check
+from orchestrator.config import ExperimentConfig
+from orchestrator.data import DATASETS
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.store import Store
+from orchestrator.errors import ConfigError
+from orchestrator.identity import array_digest, digest
+from orchestrator.job import StudentJob, StudentView
+from orchestrator.loading import dump_yaml
+from orchestrator.method.hierarchy import Level
+from orchestrator.teacher_host import TeacherSpec, TeacherTask
+from orchestrator.teacher_pool import make_specs, make_task
+
+NOT_IDENTITY = ("name", "storage", "device", "compute", "tracking")
+"""Settings that say where and under which name an experiment runs, not what it computes."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment, checked and planned."""
+
+    config: ExperimentConfig
+    dataset: Dataset
+    levels: tuple[Level, ...]
+    chains: tuple[Chain, ...]
+    specs: Sequence[TeacherSpec]
+    task: TeacherTask
+    identity: str
+    """Digest of what the experiment computes, data included."""
+    run_dir: Path
+    cache: Path
+    """Folder of the round cache: shared in ``storage``, or the run's own."""
+
+    @property
+    def job(self) -> StudentJob:
+        """What to train."""
+        return StudentJob(self.config, self.levels, self.chains, self.cache)
+
+    @property
+    def run_name(self) -> str:
+        """Name for Ray Train, which resumes by name alone: so it carries everything that could differ."""
+        return f"student-{digest(self.identity, [r.key for c in self.chains for r in c.rounds])[:12]}"
+
+    def view(self) -> StudentView:
+        """The data as the student's training sees it."""
+        d = self.dataset
+        return StudentView(
+            train=d.features[d.splits.student],
+            validation=d.features[d.splits.validation],
+            test=d.features[d.splits.test],
+            rows=d.splits.student,
+            n_classes=d.n_classes,
+        )
+
+    def oracle_labels(self) -> NDArray[np.int64] | None:
+        """Ground truth of the student's samples, only if a chain is an upper bound that needs it."""
+        if not any(chain.sees_truth for chain in self.chains):
+            return None
+        return self.dataset.labels[self.dataset.splits.student]
+
+
+def prepare(config: ExperimentConfig, use_cache: bool = True) -> Prepared:
+    """Check, load the data, plan the chains and create the run's folder.
+
+    Args:
+        config: the configuration.
+        use_cache: False: rounds of other experiments are not looked up; the run computes all its own.
+
+    Raises:
+        ConfigError: with all mistakes; nothing is written then.
+    """
+    checked = check(config)
+    if checked.problems:
+        raise ConfigError(checked.problems)
+    storage = Path(config.storage).expanduser().resolve()
+    dataset = DATASETS.builder(config.data.name).load(config.data, config.seed, Store(storage / "data"))  # type: ignore[attr-defined]
+    specs = make_specs(config, dataset, checked.levels)
+    identity = experiment_identity(config, dataset)
+    run_dir = storage / "experiments" / (f"{config.name}-{identity[:8]}" + ("" if use_cache else "-nocache"))
+    if not use_cache and (run_dir / "results.json").exists():
+        shutil.rmtree(run_dir)  # asked for afresh; an unfinished one is resumed instead
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(dump_yaml(config))
+    return Prepared(
+        config=config,
+        dataset=dataset,
+        levels=checked.levels,
+        chains=plan_chains(config, dataset, checked.levels),
+        specs=specs,
+        task=make_task(config, dataset, specs, storage / "teachers"),
+        identity=identity,
+        run_dir=run_dir,
+        cache=storage / "rounds" if use_cache else run_dir / "rounds",
+    )
+
+
+def experiment_identity(config: ExperimentConfig, dataset: Dataset) -> str:
+    """Digest of all settings that matter to the result, and of the data with its ground truth."""
+    settings: dict[str, Any] = {k: v for k, v in config.to_dict().items() if k not in NOT_IDENTITY}
+    if hasattr(config.data, "path"):
+        del settings["data"]["path"]  # the content counts, not where it lies
+    teachers = sorted([*name, given.digest] for name, given in dataset.given_teachers.items())
+    return digest(settings, dataset.digest, array_digest(dataset.labels), teachers)

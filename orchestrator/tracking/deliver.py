@@ -1,0 +1,199 @@
+"""Delivers journals to MLflow, each record exactly once.
+
+A cursor file says how far a journal has been delivered. A crash between delivering and moving the cursor repeats at
+most one batch, and MLflow keeps one copy: metrics repeat with the same step and time stamp, everything else has a
+name that is overwritten with the same content.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# before MLflow is imported: a server that is down is reported at once and tried again by us, not for minutes by it
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+from filelock import FileLock, Timeout
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+
+from orchestrator.errors import TrackingError
+from orchestrator.journal import Record, read_journal
+from orchestrator.tracking.figures import draw
+from orchestrator.tracking.model import log_student
+
+_log = logging.getLogger("csl.delivery")
+_BATCH = 500
+_PARAM_LIMIT = 6000
+_POLL_SECONDS = 0.25
+_LONGEST_PAUSE = 10.0
+
+
+class JournalDelivery:
+    """Delivery of one run's journal.
+
+    Args:
+        run_dir: folder of the run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._dir = run_dir
+        self._run = json.loads((run_dir / "run.json").read_text())
+        self._cursor_file = run_dir / "delivered.json"
+        self._client = mlflow.MlflowClient(tracking_uri=self._run["uri"])
+        mlflow.set_tracking_uri(self._run["uri"])
+        self._run_id: str | None = None
+        self.finished = False
+        """Whether the last record delivered ends the run."""
+
+    def deliver(self) -> int:
+        """Deliver what is new; returns the number of records.
+
+        Raises:
+            TrackingError: the server did not take them; call again later.
+        """
+        total = 0
+        try:
+            while batch := self._next_batch():
+                self._send([record for record, _ in batch])
+                self._move_cursor(batch[-1][1])
+                total += len(batch)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(f"{self._run['uri']}: {error}") from error
+        return total
+
+    def pending(self) -> bool:
+        """Whether there is something to deliver."""
+        return bool(self._next_batch())
+
+    def _next_batch(self) -> list[tuple[Record, int]]:
+        batch = []
+        for item in read_journal(self._dir / "journal.jsonl", self._cursor()):
+            batch.append(item)
+            if len(batch) == _BATCH:
+                break
+        return batch
+
+    def _send(self, records: list[Record]) -> None:
+        run_id = self._run_id or self._find_or_create_run(records[0]["time"])
+        self._run_id = run_id
+        by_kind: dict[str, list[Record]] = {}
+        for record in records:
+            by_kind.setdefault(record["kind"], []).append(record)
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(r["name"], r["value"], r["time"], r["step"]) for r in by_kind.get("metric", [])],
+            params=[Param(r["name"], r["value"][:_PARAM_LIMIT]) for r in by_kind.get("param", [])],
+            tags=[RunTag(r["name"], r["value"]) for r in by_kind.get("tag", [])],
+        )
+        for r in by_kind.get("dataset", []):
+            fields = {k: json.dumps(r[k]) for k in ("schema", "profile")}
+            dataset = Dataset(name=r["name"], digest=r["digest"], source_type="csl", source=r["source"], **fields)
+            self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        for r in by_kind.get("figure", []):
+            self._client.log_figure(run_id, draw(r), f"figures/round_{r['step']}_{r['name']}.png")
+        for r in by_kind.get("artifact", []):
+            self._client.log_artifact(run_id, str(self._dir / r["name"]))
+        if by_kind.get("model") and not self._client.get_run(run_id).outputs.model_outputs:
+            log_student(self._dir, run_id)
+        for r in by_kind.get("status", [])[-1:]:
+            self._set_status(run_id, r)
+
+    def _set_status(self, run_id: str, record: Record) -> None:
+        self.finished = record["name"] != "RUNNING"
+        if self.finished:
+            self._client.set_terminated(run_id, record["name"], record["time"])
+        elif self._client.get_run(run_id).info.status != RunStatus.to_string(RunStatus.RUNNING):
+            self._client.update_run(run_id, status=record["name"])
+
+    def _find_or_create_run(self, start_time: int) -> str:
+        """The MLflow run of this journal: made once, found by its tag ever after."""
+        name = self._run["experiment"]
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                experiment_id = self._client.create_experiment(name, artifact_location=self._artifacts())
+            except MlflowException:  # another run was faster
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        if experiment is not None:
+            experiment_id = experiment.experiment_id
+        found = self._client.search_runs([experiment_id], f"tags.`csl.run` = '{self._run['id']}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {"csl.run": self._run["id"]}
+        run = self._client.create_run(experiment_id, start_time=start_time, tags=tags, run_name=self._run["name"])
+        return str(run.info.run_id)
+
+    def _artifacts(self) -> str | None:
+        """Artifacts of the embedded store lie beside its database; a server has its own place."""
+        uri = self._run["uri"]
+        return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+
+    def _cursor(self) -> int:
+        if not self._cursor_file.exists():
+            return 0
+        return int(json.loads(self._cursor_file.read_text())["offset"])
+
+    def _move_cursor(self, offset: int) -> None:
+        temporary = self._cursor_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"offset": offset, "run_id": self._run_id}))
+        temporary.replace(self._cursor_file)
+
+
+def sync(run_dirs: Iterable[Path]) -> dict[Path, int | TrackingError]:
+    """Deliver what is missing of each run; a run that another process is delivering is left to it."""
+    outcome: dict[Path, int | TrackingError] = {}
+    for run_dir in run_dirs:
+        try:
+            with FileLock(run_dir / ".delivery.lock", timeout=0):
+                outcome[run_dir] = JournalDelivery(run_dir).deliver()
+        except Timeout:
+            outcome[run_dir] = 0
+        except TrackingError as error:
+            outcome[run_dir] = error
+    return outcome
+
+
+def follow(run_dir: Path, parent: int) -> int:
+    """Deliver a run as it goes on, until its end is delivered; give up once the run's process is gone.
+
+    Returns:
+        Exit code: 0 when everything is delivered.
+    """
+    pause = _POLL_SECONDS
+    with FileLock(run_dir / ".delivery.lock"):
+        while True:
+            alone = os.getppid() != parent
+            try:
+                delivery = JournalDelivery(run_dir)
+                while True:
+                    alone = os.getppid() != parent
+                    delivery.deliver()
+                    pause = _POLL_SECONDS
+                    if delivery.finished or (alone and not delivery.pending()):
+                        return 0
+                    time.sleep(_POLL_SECONDS)
+            except (TrackingError, MlflowException, OSError) as error:
+                _log.warning("not delivered yet: %s", error)
+                if alone:
+                    return 1
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def run_link(run_dir: Path) -> dict[str, Any]:
+    """Server and run id a run was delivered to; empty before the first delivery."""
+    cursor = run_dir / "delivered.json"
+    if not cursor.exists():
+        return {}
+    return {**json.loads((run_dir / "run.json").read_text()), **json.loads(cursor.read_text())}

@@ -1,0 +1,32 @@
+"""The student as an MLflow model: raw inputs in, logits out, with signature and input example."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+
+
+def log_student(run_dir: Path, run_id: str) -> None:
+    """Log a run's final student. Saved as an exported program, not as a pickle."""
+    import torch
+    from mlflow.models import infer_signature
+
+    from orchestrator.results import load_student
+
+    student = load_student(run_dir)
+    example = np.load(run_dir / "example_inputs.npy", allow_pickle=False)
+    with torch.inference_mode():
+        logits = student(torch.from_numpy(example)).numpy()
+    version = torch.__version__.split("+")[0]
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pytorch.log_model(
+            student,
+            name="student",
+            signature=infer_signature(example, logits),
+            input_example=example,
+            serialization_format="pt2",
+            # given, not inferred: inferring loads the model in another process for some seconds
+            pip_requirements=[f"torch=={version}", f"numpy=={np.__version__}"],
+        )

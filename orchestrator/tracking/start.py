@@ -1,0 +1,139 @@
+"""The run's side of tracking: writes what is known at the start, and starts the process that delivers. No MLflow here."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.config import ExperimentConfig
+from orchestrator.display import Display
+from orchestrator.journal import Journal
+from orchestrator.prepare import Prepared
+
+_PACKAGES = ("co-supervised-learning", "ray", "torch", "mlflow", "numpy")
+
+
+def default_uri(storage: str) -> str:
+    """The embedded store: SQLite inside the storage folder."""
+    return f"sqlite:///{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+
+
+def tracking_uri(config: ExperimentConfig) -> str:
+    """Where a run is delivered to: the configuration, then MLFLOW_TRACKING_URI, then the embedded store."""
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(config.storage)
+
+
+class Delivery:
+    """Delivers a journal while the body runs, from a child process.
+
+    The end waits ``tracking.wait_seconds`` for what is left; after that, and after any error of the server, the
+    records stay in the journal for ``csl sync``.
+
+    Args:
+        run_dir: folder of the run.
+        config: tracking settings and storage.
+        journal: gets the run's status.
+        display: told when something is left undelivered.
+    """
+
+    def __init__(self, run_dir: Path, config: ExperimentConfig, journal: Journal, display: Display) -> None:
+        self._run_dir, self._config, self._journal, self._display = run_dir, config, journal, display
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Delivery:
+        identity = self._run_dir / "run.json"
+        if not identity.exists():
+            content = {"id": uuid.uuid4().hex, "uri": tracking_uri(self._config)}
+            content |= {"name": self._config.name, "experiment": self._config.tracking.experiment}
+            identity.write_text(json.dumps(content))
+        self._status("RUNNING")
+        if self._config.tracking.enabled:
+            with (self._run_dir / "delivery.log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "orchestrator.tracking", str(self._run_dir)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the run; delivery ends by itself
+                )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._status("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+        self._journal.close()
+        if self._process is None:
+            return
+        # after a failure nobody should wait for bookkeeping
+        wait = self._config.tracking.wait_seconds if kind is None else min(5.0, self._config.tracking.wait_seconds)
+        try:
+            delivered = self._process.wait(wait) == 0
+        except subprocess.TimeoutExpired:
+            delivered = False
+        if not delivered:
+            self._display.note(
+                f"not everything has reached MLflow yet; `csl sync {self._config.storage}` delivers the rest "
+                f"(see {self._run_dir / 'delivery.log'})"
+            )
+
+    def _status(self, status: str) -> None:
+        # a run that is resumed changes its status several times: each change is a record of its own
+        self._journal.write("status", status, step=int(time.time() * 1000))
+
+
+def journal_start(journal: Journal, prepared: Prepared) -> None:
+    """Parameters, tags and the data set: all that is known before the first round."""
+    config, dataset = prepared.config, prepared.dataset
+    for name, value in _flatten(config.to_dict()).items():
+        journal.write("param", name, value=value)
+    for name, value in _environment().items():
+        journal.write("tag", name, value=value)
+    journal.write("tag", "csl.identity", value=prepared.identity)
+    journal.write("tag", "csl.path", value=str(prepared.run_dir))
+    if config.rounds.assignment == "oracle":
+        journal.write("tag", "csl.oracle", value="assignment uses ground truth: an upper bound, not a result")
+    counts = dataset.splits.counts()
+    journal.write(
+        "dataset",
+        dataset.name,
+        digest=dataset.digest,
+        source=json.dumps(config.to_dict()["data"]),
+        profile={"samples": len(dataset.labels), "classes": dataset.n_classes, "splits": counts},
+        schema={"inputs": list(dataset.inputs.shape[1:]), "features": list(dataset.features.shape[1:])},
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Versions, commit and hardware of this process."""
+    tags = {"csl.python": platform.python_version(), "csl.host": platform.node()}
+    for package in _PACKAGES:
+        try:
+            tags[f"csl.version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    if git.returncode == 0:
+        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    memory = psutil.virtual_memory().total / 2**30
+    tags["csl.hardware"] = f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    return tags
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted name -> value; lists as JSON. The form of MLflow parameters."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else str(value)
+    return flat
