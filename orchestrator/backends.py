@@ -24,7 +24,7 @@ def train(prepared: Prepared, make_recorder: MakeRecorder, display: Display) -> 
 def _inline(prepared: Prepared, make_recorder: MakeRecorder) -> Recorder:
     import torch
 
-    from orchestrator.worker import Group, run_chains
+    from orchestrator.worker import Alone, run_chains
 
     threads = torch.get_num_threads()
     torch.set_num_threads(prepared.config.compute.cpus_per_worker)
@@ -33,7 +33,7 @@ def _inline(prepared: Prepared, make_recorder: MakeRecorder) -> Recorder:
         recorder = make_recorder(lambda: pool.test_classes(prepared.dataset.splits.test))
         view = prepared.view()
         teachers = RoutedTeachers(pool.ask, view.rows, view.n_classes)
-        run_chains(prepared.job, view, prepared.oracle_labels(), teachers, Group(), recorder.handle)
+        run_chains(prepared.job, view, prepared.oracle_labels(), teachers, Alone(), recorder.handle)
     finally:
         torch.set_num_threads(threads)
     return recorder

@@ -6,7 +6,7 @@ store computes it once: every chain starts from the same round 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def plan_chains(config: ExperimentConfig, dataset: Dataset, levels: Sequence[Lev
     everything = range(len(levels))
     filters = config.rounds.filters
     planner = _Planner(config, dataset, levels)
-    chains = {
+    chains: dict[str, Callable[[], Chain]] = {
         "ceiling": lambda: planner.chain("ceiling", [-1], "ceiling", ()),
         MAIN: lambda: planner.chain(MAIN, everything, config.rounds.assignment, filters),
         "mean": lambda: planner.chain("mean", [len(levels) - 1], "mean", ()),
@@ -107,7 +107,9 @@ class _Planner:
             for number, level in enumerate(levels)
         ]
 
-    def chain(self, name: str, level_numbers: Sequence[int], assignment: str, filters: tuple[FilterOptions, ...]) -> Chain:
+    def chain(
+        self, name: str, level_numbers: Sequence[int], assignment: str, filters: tuple[FilterOptions, ...]
+    ) -> Chain:
         rounds: list[PlannedRound] = []
         key, sees_truth = self._base, False
         for position, number in enumerate(level_numbers):

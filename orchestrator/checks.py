@@ -98,7 +98,7 @@ def _setting_problems(config: ExperimentConfig) -> list[str]:
     if config.device == "cpu" and compute.gpus_per_worker:
         found.append(f"compute.gpus_per_worker: must be 0 when device = cpu (got {compute.gpus_per_worker})")
     if config.device == "cuda" and compute.backend == "train" and not compute.gpus_per_worker:
-        found.append("compute.gpus_per_worker: must be above 0 when device = cuda, workers see no GPU otherwise (got 0)")
+        found.append("compute.gpus_per_worker: must be above 0 when device = cuda (workers see no GPU; got 0)")
     default = type(student.auxiliary_confidence)()
     if student.loss == "cross_entropy" and student.auxiliary_confidence != default:
         found.append("student.auxiliary_confidence: has no effect unless student.loss = auxiliary_confidence")

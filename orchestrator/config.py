@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.data import DATASETS
+from orchestrator.data.digits import DigitsOptions
 from orchestrator.data.registry import DatasetOptions
-from orchestrator.filters import FILTERS, FilterOptions
+from orchestrator.filters import FILTERS, FilterOptions, TopKRate
 
 Assignment = Literal["student", "soft", "agreement", "oracle", "mean", "vote"]
 Baseline = Literal["ceiling", "mean", "vote", "oracle"]
@@ -97,13 +98,13 @@ class StudentConfig(Section):
 class RoundsConfig(Section):
     """What happens between the student and its teachers in each round."""
 
-    supervision: Literal["hard", "soft"] = "hard"
+    supervision: Literal["hard", "soft"] = "soft"
     """Teachers' one-hot argmax, or their distribution."""
 
     assignment: Assignment = "student"
     """Who teaches a sample; ``oracle`` looks at the ground truth and is an upper bound, not a result."""
 
-    filters: tuple[Annotated[FilterOptions, FILTERS], ...] = ()
+    filters: tuple[Annotated[FilterOptions, FILTERS], ...] = (TopKRate(),)
     """Consistency filters from round 2 on; a sample is kept if every filter keeps it. Empty: keep all."""
 
     on_empty: Literal["error", "keep_all"] = "error"
@@ -169,7 +170,7 @@ class ExperimentConfig(Section):
     storage: Annotated[str, Field(min_length=1)] = "runs"
     """Folder for results, caches and the embedded MLflow store; shared between nodes on a cluster."""
 
-    data: Annotated[DatasetOptions, DATASETS] = Field(default_factory=lambda: DATASETS.options("digits")())
+    data: Annotated[DatasetOptions, DATASETS] = DigitsOptions()
     """The data set, chosen by ``name``; each has its own options."""
 
     hierarchy: HierarchyConfig = HierarchyConfig()

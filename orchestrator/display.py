@@ -69,7 +69,9 @@ class Lines:
         self._line(f"[yellow]{text}[/yellow]")
 
     def _line(self, text: str) -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._start:6.1f} s[/dim] {text}", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"[dim]{time.monotonic() - self._start:6.1f} s[/dim] {text}", highlight=False, soft_wrap=True
+        )
 
 
 def percent(share: float | None) -> str:

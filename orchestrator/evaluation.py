@@ -100,7 +100,9 @@ class Evaluation:
         self.ceiling: float | None = None
         """Test accuracy of the strong ceiling, once its chain is measured."""
 
-    def measure(self, chain: str, number: int, planned: PlannedRound, stored: StoredRound, cached: bool) -> RoundMetrics:
+    def measure(
+        self, chain: str, number: int, planned: PlannedRound, stored: StoredRound, cached: bool
+    ) -> RoundMetrics:
         """All numbers of one finished round."""
         arrays, numbers = stored.arrays, stored.numbers
         labels = arrays["top_classes"][:, 0]
@@ -119,7 +121,7 @@ class Evaluation:
             assignment=planned.assignment,
             collective_accuracy=metrics.accuracy(labels, self._train),
             assignment_accuracy=None if matrix is None else float(np.trace(matrix) / matrix.sum()),
-            consensus_rate={k: rate for k, rate in enumerate(numbers["consensus"], start=1)},
+            consensus_rate=dict(enumerate(numbers["consensus"], start=1)),
             keep_rate=float(arrays["keep"].mean()),
             filter_precision=precision,
             filter_recall=recall,

@@ -23,7 +23,7 @@ def digest(*parts: Any) -> str:
 def array_digest(array: NDArray[Any]) -> str:
     """Hex sha256 (32 characters) of an array's dtype, shape and C-order bytes."""
     h = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    h.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+    h.update(np.ascontiguousarray(array).data.cast("B"))
     return h.hexdigest()[:32]
 
 

@@ -15,7 +15,7 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.method.hierarchy import Level
 
 Event = dict[str, Any]
-"""Progress of a chain: ``chain``, ``round``, and ``event`` = ``epoch`` (epoch, epochs, loss) or ``round`` (key, cached)."""
+"""Progress: ``chain``, ``round``, and ``event`` = ``epoch`` (epoch, epochs, loss) or ``round`` (key, cached)."""
 Emit = Callable[[Event], None]
 
 

@@ -30,11 +30,11 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Raw:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
-    return {str(k): loader.construct_object(v, deep=True) for k, (_, v) in zip(keys, node.value, strict=True)}  # type: ignore[no-untyped-call]
+    return {str(k): loader.construct_object(v, deep=True) for k, (_, v) in zip(keys, node.value, strict=True)}
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -96,7 +96,8 @@ def parse(raw: Raw) -> tuple[ExperimentConfig, list[str], set[str]]:
     for _ in range(_MAX_REPAIRS):
         try:
             # JSON mode: strict about types, yet lists become tuples
-            return ExperimentConfig.model_validate_json(json.dumps(tree), strict=True), list(problems.values()), set(problems)
+            config = ExperimentConfig.model_validate_json(json.dumps(tree), strict=True)
+            return config, list(problems.values()), set(problems)
         except ValidationError as error:
             found = [(_plain_location(item["loc"], tree), item) for item in error.errors(include_url=False)]
             for loc, item in found:
@@ -145,8 +146,9 @@ def _plain_location(loc: tuple[int | str, ...], tree: Raw) -> tuple[int | str, .
     plain: list[int | str] = []
     node: Any = tree
     for i, part in enumerate(loc):
-        if isinstance(node, dict) and part not in node and i < len(loc) - 1 and part in (node.get("name"), node.get("kind")):
-            continue  # tag of a plug-in section
+        is_tag = isinstance(node, dict) and part not in node and part in (node.get("name"), node.get("kind"))
+        if is_tag and i < len(loc) - 1:
+            continue  # of a plug-in section
         if isinstance(part, str) and not isinstance(node, dict):
             break  # a union branch such as "constrained-int"
         plain.append(part)
@@ -179,7 +181,7 @@ def _explain(item: Mapping[str, Any], loc: tuple[int | str, ...]) -> str:
             return f"needs `{key}`"
         return f"unknown {key} {context['tag']!r}{closest(context['tag'], tags)} (known: {', '.join(tags)})"
     if loc[:2] == ("hierarchy", "levels") and len(loc) > 2:
-        return f"must be a number of teachers, at least 1, or a list of class blocks such as [[0, 1], [2, 3]] (got {got!r})"
+        return f"must be a number of teachers, at least 1, or class blocks such as [[0, 1], [2, 3]] (got {got!r})"
     message = item["msg"].replace("Input should", "must").replace("Value error, ", "")
     message = message[:1].lower() + message[1:]
     if kind == "literal_error":

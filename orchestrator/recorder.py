@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from orchestrator.chains import MAIN, Chain
 from orchestrator.display import Display
@@ -40,9 +39,7 @@ class Recorder:
         chain = self._chains[event["chain"]]
         number = event["round"]
         if event["event"] == "epoch":
-            self._display.epoch(
-                chain.name, number, len(chain.rounds), event["epoch"], event["epochs"], event["loss"]
-            )
+            self._display.epoch(chain.name, number, len(chain.rounds), event["epoch"], event["epochs"], event["loss"])
         elif (chain.name, number) not in self.rounds:
             planned = chain.rounds[number - 1]
             stored = self._cache.get(planned.key)

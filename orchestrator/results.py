@@ -83,6 +83,12 @@ class ExperimentResult:
         """Naive weak-to-strong: the student of round 1."""
         return self.rounds[0].metrics.student_accuracy
 
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store the run is delivered to."""
+        uri: str = json.loads((self.path / "run.json").read_text())["uri"]
+        return uri
+
     def student(self) -> nn.Module:
         """The last round's student: raw inputs [n, ...] -> logits [n, C]."""
         return load_student(self.path)

@@ -122,9 +122,9 @@ def to_output(stored: StoredRound) -> RoundOutput:
 
     from orchestrator.method.records import RoundOutput
 
-    tensors = {name: torch.from_numpy(stored.arrays[name]) for name in _TENSORS}
-    numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.numbers.items()}
-    return RoundOutput(head={k: torch.from_numpy(v) for k, v in stored.head.items()}, **tensors, **numbers)
+    fields: dict[str, Any] = {name: torch.from_numpy(stored.arrays[name]) for name in _TENSORS}
+    fields |= {k: tuple(v) if isinstance(v, list) else v for k, v in stored.numbers.items()}
+    return RoundOutput(head={k: torch.from_numpy(v) for k, v in stored.head.items()}, **fields)
 
 
 def _write(folder: Path, key: str, output: RoundOutput) -> None:

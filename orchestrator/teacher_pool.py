@@ -127,10 +127,8 @@ class ActorPool:
         actor = ray.remote(_HostActor)
         shares = [list(specs[i::n_actors]) for i in range(n_actors)]
         self._refs = [ray.put(task), *(ray.put(share) for share in shares)]
-        self.actors = [
-            actor.options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1).remote(ray.cloudpickle.dumps([ref, self._refs[0]]))
-            for ref in self._refs[1:]
-        ]
+        lasting = actor.options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1)
+        self.actors = [lasting.remote(ray.cloudpickle.dumps([ref, self._refs[0]])) for ref in self._refs[1:]]
         self.actor_of = {(s.level, s.index): self.actors[i % n_actors] for i, s in enumerate(specs)}
         self._ready_refs = [a.ready.remote() for a in self.actors]
 

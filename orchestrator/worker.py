@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,8 +27,19 @@ from trainers.devices import resolve_device
 from trainers.head_loop import HeadSettings, HeadTrainer, Shard
 
 
-class Group:
-    """This worker's place among the workers; one worker needs no communication."""
+class Group(Protocol):
+    """This worker's place among the workers (in one process; under Ray Train)."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum over the workers, in place."""
+        ...
+
+
+class Alone:
+    """The only worker."""
 
     rank = 0
     world_size = 1

@@ -15,6 +15,11 @@ class FourierEncoder(nn.Module):
         weights: ``frequencies`` [P, F], ``phases`` [F], ``projection`` [F, D], ``offset`` [D].
     """
 
+    frequencies: Tensor
+    phases: Tensor
+    projection: Tensor
+    offset: Tensor
+
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         for name in ("frequencies", "phases", "projection", "offset"):
@@ -32,6 +37,9 @@ class Standardize(nn.Module):
     Args:
         weights: ``shift`` [D] and ``scale`` [D].
     """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ def train_weak(
     x = inputs.reshape(len(inputs), -1).float()
     model = build_head(settings.kind, x.shape[1], n_classes, hidden=0)
     initialise(model, generator)
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     mean, square = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     steps = [torch.zeros(()) for _ in parameters]
     for _ in range(settings.steps):
@@ -49,8 +49,8 @@ def train_weak(
         with torch.no_grad():
             torch._foreach_add_(steps, 1)
             torch._fused_adam_(  # as in head_loop: without the 2 s import that torch.optim.Adam costs
-                parameters, gradients, mean, square, [], steps,
-                lr=settings.lr, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+                parameters, gradients, mean, square, [], steps, lr=settings.lr,
+                beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
             )  # fmt: skip
     return {name: p.detach() for name, p in model.named_parameters()}
 

@@ -89,4 +89,4 @@ def load_arrays(path: Path) -> Arrays:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{path}: cannot be read as safetensors ({error}); remove it to have it made again") from None
+        raise StorageError(f"{path}: cannot be read as safetensors ({error}); remove it to make it again") from None

@@ -92,7 +92,7 @@ class Teachers(Protocol):
     """Answers of the weak teachers on the student's training samples (in this process, or Ray actors)."""
 
     def predict(self, level: int, assigned: Tensor, samples: Tensor) -> tuple[Tensor, int]:
-        """Teacher ``assigned[j]`` of ``level`` on sample ``samples[j]``: (probabilities fp16 [n, C], forward passes)."""
+        """Teacher ``assigned[j]`` on sample ``samples[j]``: (probabilities fp16 [n, C], forward passes made)."""
         ...
 
 
@@ -108,15 +108,19 @@ class HeadTrainer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A trained head and how it got there."""
+class Fitted(Protocol):
+    """A trained head and how it got there; see `RoundOutput` for what each is."""
 
-    head: Mapping[str, Tensor]
-    losses: tuple[float, ...]
-    test_curve: Tensor
-    curve_epochs: tuple[int, ...]
-    trained_samples: int
+    @property
+    def head(self) -> Mapping[str, Tensor]: ...
+    @property
+    def losses(self) -> tuple[float, ...]: ...
+    @property
+    def test_curve(self) -> Tensor: ...
+    @property
+    def curve_epochs(self) -> tuple[int, ...]: ...
+    @property
+    def trained_samples(self) -> int: ...
 
 
 class RoundIO(Protocol):

@@ -27,8 +27,9 @@ def main() -> int:
     offset, awake = 0, False
     while not awake and os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
-        for record, offset in read_journal(run_dir / "journal.jsonl", offset):  # noqa: B007 - keeps the offset
+        for record, end in read_journal(run_dir / "journal.jsonl", offset):
             awake |= record["kind"] == "figure" or (record["kind"] == "status" and record["name"] != "RUNNING")
+            offset = end
     from orchestrator.tracking.deliver import follow
 
     return follow(run_dir, parent)

@@ -137,7 +137,9 @@ class JournalDelivery:
     def _artifacts(self) -> str | None:
         """Artifacts of the embedded store lie beside its database; a server has its own place."""
         uri = self._run["uri"]
-        return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        if not uri.startswith("sqlite:///"):
+            return None
+        return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
 
     def _cursor(self) -> int:
         if not self._cursor_file.exists():

@@ -17,7 +17,8 @@ def assignment_figure(matrix: list[list[int]], step: int) -> Figure:
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
     if len(counts) <= 16:
         for (row, column), share in np.ndenumerate(shares):
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7, color="w" if share < 0.6 else "k")
+            color = "w" if share < 0.6 else "k"
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7, color=color)
     axes.set(xlabel="assigned teacher", ylabel="teacher of the true class")
     axes.set_title(f"round {step}: assignment, {np.trace(counts) / max(1, counts.sum()):.1%} right")
     axes.set_xticks(range(len(counts)))

@@ -1,4 +1,4 @@
-"""The run's side of tracking: writes what is known at the start, and starts the process that delivers. No MLflow here."""
+"""The run's side of tracking: journals what is known at the start, starts the process that delivers. No MLflow here."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def _environment() -> dict[str, str]:
             tags[f"csl.version.{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=here)
     if git.returncode == 0:
         tags["mlflow.source.git.commit"] = git.stdout.strip()
     memory = psutil.virtual_memory().total / 2**30

@@ -1,0 +1,128 @@
+"""``csl``: parse, call, print, exit code. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.errors import CslError
+
+app = typer.Typer(
+    name="csl",
+    help="Co-supervised learning: a strong student taught by a hierarchy of weak, specialised teachers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Configuration; default: the embedded digits experiment.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. --set student.lr=1e-3. May be repeated."),
+]
+Seed = Annotated[int | None, typer.Option(help="Shorthand for --set seed=N.")]
+Storage = Annotated[Path, typer.Argument(help="Storage folder of the runs.")]
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute every round afresh.")] = False,
+    teachers: Annotated[bool, typer.Option("--teachers", help="Also print every teacher's accuracy.")] = False,
+) -> None:
+    """Run one experiment, or go on with it where it stopped."""
+    from orchestrator.display import Lines
+    from orchestrator.experiment import run_experiment
+    from orchestrator.loading import load_config
+
+    console = _console()
+    settings = load_config(config, overrides or (), seed)
+    result = run_experiment(settings, use_cache=not no_cache, display=Lines(console))
+    from orchestrator import report  # tables come last; the start should not wait for them
+
+    console.print()
+    console.print(report.rounds_table(result))
+    console.print(report.baselines_table(result))
+    if teachers:
+        console.print(report.teachers_table(result))
+    for line in (report.passes_line(result), f"results: {result.path}", f"took {result.seconds:.1f} s"):
+        console.print(line, highlight=False, soft_wrap=True)
+    uri = result.tracking_uri
+    where = f"csl ui {settings.storage}" if uri.startswith("sqlite") else uri
+    console.print(f"see it in MLflow: [bold]{where}[/bold]", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def validate(config: ConfigFile = None, overrides: Overrides = None, seed: Seed = None) -> None:
+    """Check a configuration and its data, and print the plan. Starts nothing, writes nothing."""
+    from orchestrator.checks import check
+    from orchestrator.loading import load_config
+    from orchestrator.plan import plan_tables
+
+    settings = load_config(config, overrides or (), seed)
+    for table in plan_tables(settings, check(settings)):
+        _console().print(table)
+    _console().print("[green]valid[/green]")
+
+
+@app.command()
+def sync(storage: Storage = Path("runs")) -> None:
+    """Deliver to MLflow what a server that was down or slow has missed; each record exactly once."""
+    from orchestrator.tracking.deliver import sync as deliver
+
+    console = _console()
+    run_dirs = sorted(path.parent for path in storage.glob("experiments/*/journal.jsonl"))
+    outcome = deliver(run_dirs)
+    failed = {path: result for path, result in outcome.items() if isinstance(result, Exception)}
+    console.print(f"{len(outcome)} runs, {sum(r for r in outcome.values() if isinstance(r, int))} records delivered")
+    for path, error in failed.items():
+        console.print(f"[red]{path.name}: {error}[/red]", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    storage: Storage = Path("runs"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open MLflow on the runs of a storage folder (Ctrl-C ends it)."""
+    import subprocess
+
+    from orchestrator.errors import StorageError
+    from orchestrator.tracking.start import default_uri
+
+    if not (storage / "mlflow.db").exists():
+        raise StorageError(f"{storage}: holds no MLflow database yet: `csl run` makes one (or name another folder)")
+    arguments = ["server", "--backend-store-uri", default_uri(str(storage)), "--host", host, "--port", str(port)]
+    arguments += ["--default-artifact-root", (storage.resolve() / "mlartifacts").as_uri(), "--workers", "1"]
+    _console().print(f"MLflow on [bold]http://{host}:{port}[/bold]")
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "mlflow", *arguments]))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # piped output has no width of its own: wide enough for every table
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def main() -> None:
+    """Entry point: errors a user can cause become one message and an exit code."""
+    try:
+        app()
+    except CslError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()
