@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +45,21 @@ class Synthetic:
     """Width of the teachers' view."""
     family: int = 10
     """Neighbouring classes that share half of what they look like."""
-    blur: float = 0.45
+    blur: float = 0.95
     """Standard deviation of the logarithm of a sample's difficulty."""
-    strong_noise: float = 1.55
+    strong_noise: float = 2.2
     """Noise of the strong features, relative to the distance that 384 features resolve."""
-    view_noise: float = 0.55
+    view_noise: float = 2.15
     """Noise of the teachers' view, relative to the length of a class's picture in it."""
-    fault: float = 0.80
+    fault: float = 0.65
     """Error of the generalist's idea of a class, relative to the class itself; shrinks with the block."""
-    neglect: float = 5.0
+    neglect: float = 6.0
     """How much lower a specialist scores the classes outside its block."""
     sharpness: float = 11.0
     """Teachers' scores are cosine-like; this scales them to logits."""
 
 
-SMALL = Synthetic(train=4_000, test=1_000, features=128, classes=100)
+SMALL = Synthetic(train=4_000, test=1_000, features=128, classes=100, strong_noise=1.5, view_noise=3.2)
 """A tenth of everything, for a quick look."""
 
 
@@ -127,8 +127,3 @@ def _teacher(
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         out[start : start + _ROWS] = odds / odds.sum(axis=1, keepdims=True)
     return out
-
-
-def at_seed(settings: Synthetic, seed: int) -> Synthetic:
-    """The same difficulty, drawn anew."""
-    return replace(settings, seed=seed)

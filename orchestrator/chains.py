@@ -70,7 +70,7 @@ def teacher_key(config: ExperimentConfig, dataset: Dataset, levels: Sequence[Lev
         source_digest(_TRAINERS / "weak.py"),
         config.teachers.model_dump(mode="json"),
         config.seed,
-        [level, index, list(levels[level].blocks[index])],
+        [level, index, sorted(levels[level].blocks[index])],
         dataset.digest,
         array_digest(dataset.labels[rows]),
         dataset.n_classes,

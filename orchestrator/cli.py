@@ -95,17 +95,15 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open MLflow on the runs of a storage folder (Ctrl-C ends it)."""
-    import subprocess
-
     from orchestrator.errors import StorageError
-    from orchestrator.tracking.start import default_uri
+    from orchestrator.tracking.start import default_uri, serve
 
     if not (storage / "mlflow.db").exists():
         raise StorageError(f"{storage}: holds no MLflow database yet: `csl run` makes one (or name another folder)")
     arguments = ["server", "--backend-store-uri", default_uri(str(storage)), "--host", host, "--port", str(port)]
     arguments += ["--default-artifact-root", (storage.resolve() / "mlartifacts").as_uri(), "--workers", "1"]
     _console().print(f"MLflow on [bold]http://{host}:{port}[/bold]")
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "mlflow", *arguments]))
+    raise typer.Exit(serve(arguments))
 
 
 def _console() -> Any:

@@ -14,6 +14,7 @@ from orchestrator.data import DATASETS
 from orchestrator.data.digits import DigitsOptions
 from orchestrator.data.registry import DatasetOptions
 from orchestrator.filters import FILTERS, FilterOptions, TopKRate
+from orchestrator.registry import Registry
 
 Assignment = Literal["student", "soft", "agreement", "oracle", "mean", "vote"]
 Baseline = Literal["ceiling", "mean", "vote", "oracle"]
@@ -188,3 +189,7 @@ class ExperimentConfig(Section):
         """The whole resolved tree as plain JSON types."""
         # serialize_as_any: plug-in sections keep the fields of their own class
         return self.model_dump(mode="json", serialize_as_any=True)
+
+
+BUILT_WITH = Registry.total_version()
+"""Version of the registries these models were built with; `loading` builds them again for later plug-ins."""

@@ -49,6 +49,7 @@ def run_experiment(
         journal_start(journal, prepared)
         recorder = _Session(prepared, journal, display).run()
         result = _finish(prepared, recorder, time.perf_counter() - started)
+        journal_evaluation(journal, recorder.evaluation)  # last: people look at the rounds first
         journal.write("model", "student")
         journal.write("artifact", "results.json")
         journal.write("artifact", "config.yaml")
@@ -86,7 +87,7 @@ class _Session:
             arrays = {f"{level}.{index}": classes for (level, index), classes in found.items()}
             store.put(key, lambda folder: save_arrays(folder / "classes.safetensors", arrays))
         evaluation = Evaluation(self._prepared.dataset, self._prepared.levels, found)
-        journal_evaluation(self._journal, evaluation)
+        self._journal.write("metric", "weak_accuracy", value=evaluation.weak, step=0)
         return Recorder(self._prepared, evaluation, self._journal, self._display)
 
     def _stored_answers(self) -> TeacherClasses | None:

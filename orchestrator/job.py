@@ -15,7 +15,8 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.method.hierarchy import Level
 
 Event = dict[str, Any]
-"""Progress: ``chain``, ``round``, and ``event`` = ``epoch`` (epoch, epochs, loss) or ``round`` (key, cached)."""
+"""Progress: ``chain``, ``round``, and ``event`` = ``epoch`` (epoch, epochs, loss) or ``round`` (key, cached);
+in the event file also ``at``, the time it happened."""
 Emit = Callable[[Event], None]
 
 

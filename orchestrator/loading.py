@@ -11,26 +11,25 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.config import ExperimentConfig
+from orchestrator.config import BUILT_WITH, ExperimentConfig, RoundsConfig
 from orchestrator.errors import ConfigError
 from orchestrator.registry import Registry, closest
 
 Raw = dict[str, Any]
 _MAX_REPAIRS = 50
-_built_with = -1
+_built_with = BUILT_WITH
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML with two traps closed: ``1e-3`` is a number, and a repeated key is an error."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Raw:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
@@ -100,10 +99,16 @@ def parse(raw: Raw) -> tuple[ExperimentConfig, list[str], set[str]]:
             return config, list(problems.values()), set(problems)
         except ValidationError as error:
             found = [(_plain_location(item["loc"], tree), item) for item in error.errors(include_url=False)]
+            before = json.dumps(tree)
             for loc, item in found:
-                problems.setdefault(_dotted(loc), f"{_dotted(loc)}: {_explain(item, loc)}")
+                in_items = item["type"] == "too_short" and any(o[: len(loc)] == loc and o != loc for o, _ in found)
+                if not in_items:  # a list is also "too short" when one of its items is wrong
+                    problems.setdefault(_dotted(loc), f"{_dotted(loc)}: {_explain(item, loc)}")
             for loc, _ in found:
                 _remove(tree, loc)
+            if json.dumps(tree) == before:  # something required is missing: take its section out instead
+                for loc, _ in found:
+                    _remove(tree, loc[:-1])
     raise ConfigError(list(problems.values()))
 
 
@@ -119,24 +124,35 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = (), seed: i
     problems = apply_overrides(raw, overrides)
     if seed is not None:
         raw["seed"] = seed
-    config, mistakes, bad = parse(raw)
+    parsed, mistakes, bad = parse(raw)
     problems += mistakes
-    problems += [p for p in check(config).problems if not any(p.startswith(name) for name in bad)]
+    if any(name.split(".")[0] == "data" for name in bad):
+        bad |= {"hierarchy", "rounds.filters"}  # nothing is known of the classes they must fit
+    problems += [p for p in check(parsed).problems if not any(p.startswith(name) for name in bad)]
     if problems:
         raise ConfigError(problems, str(path) if path is not None else "the configuration")
-    return config
+    return parsed
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as a number."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def dump_yaml(config: BaseModel) -> str:
-    """The resolved configuration as YAML, in the order of its fields."""
-    return yaml.safe_dump(config.model_dump(mode="json", serialize_as_any=True), sort_keys=False, allow_unicode=True)
+    """The resolved configuration as YAML, in the order of its fields; `read_yaml` gives the same tree back."""
+    tree = config.model_dump(mode="json", serialize_as_any=True)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _rebuild_if_registered() -> None:
     """Let plug-ins that were registered after the import of `config` into the schema."""
     global _built_with
-    version = sum(r.version for r in Registry.all)
-    if _built_with not in (-1, version):
+    version = Registry.total_version()
+    if _built_with != version:
+        RoundsConfig.model_rebuild(force=True)  # before the tree that contains it
         ExperimentConfig.model_rebuild(force=True)
     _built_with = version
 
@@ -197,9 +213,8 @@ def _known_fields(parents: tuple[int | str, ...], loc: tuple[int | str, ...]) ->
     tags = [str(part) for part in loc]
     for registry in Registry.all:
         for name in registry:
-            options = registry.options(name)
             if parents and name in tags and (parents[0] == "data") == (registry.key == "name"):
-                return list(options.model_fields)
+                model, parents = registry.options(name), parents[1:] if registry.key == "name" else ()
     for part in parents:
         field = model.model_fields.get(part)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

@@ -99,7 +99,7 @@ class Follower:
 
 def journal_round(journal: Journal, m: RoundMetrics) -> None:
     """Write every number of a round; metrics of baselines carry the chain's name in front."""
-    prefix = "" if m.chain == MAIN else f"baseline.{m.chain}."
+    prefix = "" if m.chain == MAIN else f"baseline/{m.chain}/"
 
     def metric(name: str, value: float | None, step: int = m.round) -> None:
         journal.write("metric", prefix + name, value=value, step=step)
@@ -113,14 +113,14 @@ def journal_round(journal: Journal, m: RoundMetrics) -> None:
         metric(name, getattr(m, name))
     metric("round_cached", float(m.cached))
     for k, rate in m.consensus_rate.items():
-        metric(f"consensus_rate.top{k}", rate)
+        metric(f"consensus_rate/top{k}", rate)
     for phase, seconds in m.seconds.items():
-        metric(f"seconds.{phase}", seconds)
+        metric(f"seconds/{phase}", seconds)
     if m.chain == MAIN:
         for epoch, loss in enumerate(m.losses, start=1):
-            metric(f"epoch.round{m.round}.train_loss", loss, step=epoch)
+            metric(f"epoch/round{m.round}/train_loss", loss, step=epoch)
         for epoch, accuracy in m.test_curve.items():
-            metric(f"epoch.round{m.round}.test_accuracy", accuracy, step=epoch)
+            metric(f"epoch/round{m.round}/test_accuracy", accuracy, step=epoch)
         if m.assignment_matrix is not None:
             journal.write("figure", "assignment", step=m.round, matrix=m.assignment_matrix)
         journal.write("figure", "confidence", step=m.round, histogram=m.confidence_histogram)
@@ -128,8 +128,7 @@ def journal_round(journal: Journal, m: RoundMetrics) -> None:
 
 def journal_evaluation(journal: Journal, evaluation: Evaluation) -> None:
     """Write the accuracies of the teachers themselves (step = their round)."""
-    journal.write("metric", "weak_accuracy", value=evaluation.weak, step=0)
     for t in evaluation.teachers:
-        name = f"teacher.level{t.level + 1}.{t.index}"
+        name = f"teacher/level{t.level + 1}/{t.index}"
         for part in ("overall", "inside", "outside"):
-            journal.write("metric", f"{name}.accuracy_{part}", value=getattr(t, part), step=t.level + 1)
+            journal.write("metric", f"{name}/accuracy_{part}", value=getattr(t, part), step=t.level + 1)

@@ -38,6 +38,11 @@ class Registry(Generic[T]):
         self._entries: dict[str, tuple[type[BaseModel], T]] = {}
         Registry.all.append(self)
 
+    @staticmethod
+    def total_version() -> int:
+        """A number that grows with every registration in any registry."""
+        return sum(registry.version for registry in Registry.all)
+
     def register(self, options: type[BaseModel]) -> Callable[[T], T]:
         """Decorator: register a builder under the default of ``options``' key field.
 

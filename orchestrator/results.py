@@ -105,7 +105,9 @@ class ExperimentResult:
             content = json.loads((path / _RESULTS).read_text())
         except (OSError, ValueError) as error:
             raise StorageError(f"{path}: holds no finished run ({error})") from None
-        config, _, _ = parse(read_yaml(path / "config.yaml"))
+        config, problems, _ = parse(read_yaml(path / "config.yaml"))
+        if problems:
+            raise StorageError(f"{path / 'config.yaml'}: is not valid for this version: {'; '.join(problems)}")
         chains = {
             name: tuple(RoundResult(_metrics(r["metrics"]), Path(r["path"])) for r in rounds)
             for name, rounds in content["chains"].items()

@@ -97,6 +97,11 @@ class RoundCache:
         """Take over a round from a folder `put` wrote elsewhere (a Ray Train checkpoint)."""
         self._store.put(read_round(folder).key, lambda target: _copy(folder, target))
 
+    def release_all(self) -> None:
+        """Give up every claim, so that a round that failed is free for the next attempt."""
+        for key in list(self._claimed):
+            self.release(key)
+
     def release(self, key: str) -> None:
         """Give up a claim."""
         if (lock := self._claimed.pop(key, None)) is not None:

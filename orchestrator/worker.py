@@ -6,6 +6,7 @@ The same code runs inline in one process and in each worker of a Ray Train group
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,8 +147,12 @@ def run_chains(
             for planned in chain.rounds
         ]
         truth = torch.from_numpy(oracle_labels.copy()) if chain.sees_truth and oracle_labels is not None else None
-        io = CachedRounds(chain, RoundCache(job.cache), group, emit, announce)
-        run_rounds(specs, data, teachers, trainer, io, truth)
+        cache = RoundCache(job.cache)
+        io = CachedRounds(chain, cache, group, emit, announce)
+        try:
+            run_rounds(specs, data, teachers, trainer, io, truth)
+        finally:
+            cache.release_all()
 
 
 def _student(config: ExperimentConfig, view: StudentView, group: Group) -> tuple[StudentData, HeadTrainer]:
@@ -194,4 +199,4 @@ def _student(config: ExperimentConfig, view: StudentView, group: Group) -> tuple
 def append_event(path: Path) -> Emit:
     """An `Emit` that appends JSON lines to a file the driver follows."""
     handle = path.open("a", buffering=1, encoding="utf-8")
-    return lambda event: print(json.dumps(event), file=handle)
+    return lambda event: print(json.dumps({**event, "at": time.time()}), file=handle)

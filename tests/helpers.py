@@ -102,6 +102,7 @@ def small_tree(storage: Path, data: Path, **changes: Any) -> dict[str, Any]:
         "data": {"name": "arrays", "path": str(data)},
         "hierarchy": {"levels": [1, 2, 3]},
         "student": {"epochs": 3, "lr": 0.02, "batch_size": 32},
+        "rounds": {"supervision": "hard"},
         "baselines": [],
         "compute": {"backend": "inline"},
         "tracking": {"enabled": False},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -66,14 +65,14 @@ def test_every_number_of_every_round_is_a_metric(delivered: tuple[ExperimentResu
         assert [(m.step, m.value) for m in history] == [
             (r.metrics.round, pytest.approx(getattr(r.metrics, name))) for r in result.rounds
         ]
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "consensus_rate.top3")] == [2, 3]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "consensus_rate/top3")] == [2, 3]
     names = set(run.data.metrics)
-    assert {"filter_precision", "filter_recall", "seconds.teachers", "seconds.assignment", "seconds.training"} <= names
-    assert {"samples_per_second", "weak_accuracy", "baseline.ceiling.student_accuracy"} <= names
-    assert {f"baseline.{b}.student_accuracy" for b in ("mean", "vote", "oracle")} <= names
-    assert {"teacher.level3.3.accuracy_inside", "teacher.level3.3.accuracy_outside"} <= names
+    assert {"filter_precision", "filter_recall", "seconds/teachers", "seconds/assignment", "seconds/training"} <= names
+    assert {"samples_per_second", "weak_accuracy", "baseline/ceiling/student_accuracy"} <= names
+    assert {f"baseline/{b}/student_accuracy" for b in ("mean", "vote", "oracle")} <= names
+    assert {"teacher/level3/3/accuracy_inside", "teacher/level3/3/accuracy_outside"} <= names
     for number, r in enumerate(result.rounds, start=1):
-        curve = client.get_metric_history(run.info.run_id, f"epoch.round{number}.train_loss")
+        curve = client.get_metric_history(run.info.run_id, f"epoch/round{number}/train_loss")
         assert [m.value for m in curve] == pytest.approx(list(r.metrics.losses))
 
 
@@ -89,11 +88,13 @@ def test_figures_data_set_and_tags(delivered: tuple[ExperimentResult, mlflow.Mlf
     assert {"csl.version.ray", "csl.version.torch", "csl.hardware", "mlflow.source.git.commit"} <= set(tags)
 
 
-def test_model_predicts_from_raw_inputs(delivered: tuple[ExperimentResult, mlflow.MlflowClient, Run]) -> None:
+def test_model_predicts_from_raw_inputs(
+    delivered: tuple[ExperimentResult, mlflow.MlflowClient, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     result, client, run = delivered
-    mlflow.set_tracking_uri(client.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     (model,) = run.outputs.model_outputs
     loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
     assert loaded.metadata.signature is not None
@@ -161,6 +162,6 @@ def test_embedded_store_by_default_and_environment_variable(make_config: MakeCon
 
     config = make_config()
     assert tracking_uri(config) == f"sqlite:///{Path(config.storage).resolve()}/mlflow.db"
-    monkeypatch.setitem(os.environ, "MLFLOW_TRACKING_URI", "http://somewhere:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:1")
     assert tracking_uri(config) == "http://somewhere:1"
     assert tracking_uri(make_config("tracking.uri=http://config:2")) == "http://config:2"

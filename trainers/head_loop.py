@@ -151,7 +151,7 @@ class HeadTrainer:
     def _batches(self, order: Tensor) -> Iterator[tuple[Tensor, int]]:
         """(positions of the owned samples of a global batch, size of the global batch)."""
         size, shard = self._settings.batch_size, self._shard
-        for batch in order.split(size):
+        for batch in torch.split(order, size):
             if shard.world_size == 1:
                 yield batch, len(batch)
             else:

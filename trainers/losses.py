@@ -32,8 +32,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, out: Tensor | None = None) ->
         return gradient, loss
     log_probabilities = torch.log_softmax(logits, dim=1, out=out)
     loss = -(log_probabilities * targets).sum()
-    # targets of fp16 teachers sum to 1 only nearly: the exact gradient carries their sum
-    return log_probabilities.exp_().mul_(targets.sum(dim=1, keepdim=True)).sub_(targets), loss
+    # targets of fp16 teachers sum to 1 only nearly: the exact gradient carries their sum, itself not rounded to fp16
+    total = targets.sum(dim=1, keepdim=True, dtype=torch.float32)
+    return log_probabilities.exp_().mul_(total).sub_(targets), loss
 
 
 def auxiliary_confidence(

@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+_ROWS = 1024
+"""Rows handled at a time where all classes are looked at: their temporaries then stay in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -37,14 +40,26 @@ def class_ranks(scores: Tensor, classes: Tensor) -> Tensor:
     ``class_ranks(logits, y) < k`` says that ``y`` is among the ``k`` most likely classes.
     """
     own = scores.gather(1, classes[:, None])
-    higher = (scores > own).sum(dim=1)
-    earlier = torch.arange(scores.shape[1], device=scores.device) < classes[:, None]
-    return higher + ((scores == own) & earlier).sum(dim=1)
+    ranks = torch.empty_like(classes)
+    numbers = torch.arange(scores.shape[1], device=scores.device)
+    compared = torch.empty(min(_ROWS, len(scores)), scores.shape[1], device=scores.device)
+    for start in range(0, len(scores), _ROWS):
+        part = slice(start, start + _ROWS)
+        out = compared[: len(own[part])]
+        # comparisons as 0.0 and 1.0: summing floats is 10 x faster than counting booleans, and exact below 2**24
+        higher = torch.gt(scores[part], own[part], out=out).sum(dim=1)
+        equal = torch.eq(scores[part], own[part], out=out)
+        ranks[part] = higher.add_(equal.mul_(numbers < classes[part, None]).sum(dim=1))
+    return ranks
 
 
 def class_losses(logits: Tensor, classes: Tensor) -> Tensor:
     """Cross-entropy of the student against one class per sample, float32 [N]."""
-    return torch.nn.functional.cross_entropy(logits.float(), classes, reduction="none")
+    losses = torch.empty(len(logits), device=logits.device)
+    for start in range(0, len(logits), _ROWS):
+        part = slice(start, start + _ROWS)
+        losses[part] = torch.nn.functional.cross_entropy(logits[part].float(), classes[part], reduction="none")
+    return losses
 
 
 def consensus_rate(ranks: Tensor, k: int) -> float:
@@ -96,8 +111,14 @@ def rank_in_top(top_classes: Tensor, classes: Tensor) -> Tensor:
 
 def top_classes(probabilities: Tensor, count: int) -> Tensor:
     """The ``count`` most likely classes per sample, best first, int64 [N, min(count, C)]; first entry = argmax."""
-    order = torch.topk(probabilities, min(count, probabilities.shape[1]), dim=1).indices
-    best = probabilities.argmax(dim=1)
+    count = min(count, probabilities.shape[1])
+    order = torch.empty(len(probabilities), count, dtype=torch.int64, device=probabilities.device)
+    best = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
+    for start in range(0, len(probabilities), _ROWS):
+        part = slice(start, start + _ROWS)
+        values = probabilities[part].float()  # half floats have no fast maximum on the CPU
+        order[part] = torch.topk(values, count, dim=1).indices
+        best[part] = values.max(dim=1).indices
     # topk leaves the order of equal values open; the argmax must lead, whatever it swaps places with
     at = order == best[:, None]
     position = torch.where(at.any(dim=1), at.to(torch.uint8).argmax(dim=1), order.shape[1] - 1)

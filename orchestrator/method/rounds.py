@@ -9,7 +9,7 @@ depend on ``W``. This module knows neither Ray nor files: it talks to a `RoundIO
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -51,12 +51,15 @@ def run_rounds(
         NothingKeptError: a round's filters rejected everything and the round is not told to keep all then.
     """
     outputs: list[RoundOutput] = []
+    newest = _Newest(trainer, data.train)
     for number, spec in enumerate(specs, start=1):
         output = io.load(number)
         if output is None:
             previous = outputs[-1] if outputs else None
-            output = _run_round(number, spec, previous, data, teachers, trainer, io, oracle_labels)
+            output = _run_round(number, spec, previous, newest, data, teachers, trainer, io, oracle_labels)
             io.report(number, output)
+        else:
+            newest.drop()
         outputs.append(output)
     return outputs
 
@@ -65,6 +68,7 @@ def _run_round(
     number: int,
     spec: RoundSpec,
     previous: RoundOutput | None,
+    newest: _Newest,
     data: StudentData,
     teachers: Teachers,
     trainer: HeadTrainer,
@@ -74,18 +78,19 @@ def _run_round(
     clock = _Clock()
     ask = _Counter(teachers, spec.level_index, data.own, clock)
     with clock("logits"):
-        logits = None if previous is None else trainer.logits(previous.head, data.train)
+        logits = None if previous is None else newest.logits(previous.head)
     with clock("assignment"):
         assigned, probabilities = _supervise(spec, logits, data, ask, oracle_labels)
         probabilities = probabilities.to(data.train.device)
         top = consistency.top_classes(probabilities, TOP_STORED)
         confidence = probabilities.gather(1, top[:, :1]).squeeze(1).float()
-        keep, consensus = torch.ones(data.n_samples, dtype=torch.bool), ()
+        keep, consensus = torch.ones(data.n_samples, dtype=torch.bool), tuple[float, ...]()
         if logits is not None and previous is not None:
             signals = _signals(logits, top[:, 0], confidence, previous, data, io)
             consensus = tuple(consistency.consensus_rate(signals.student_rank, k) for k in CONSENSUS_K)
             keep = _keep(number, spec, signals)
         logits = None  # N x C floats that training does not need
+        newest.drop()
     with clock("training"):
         fitted = trainer.fit(
             spec.level_index,
@@ -94,9 +99,9 @@ def _run_round(
             lambda epoch, epochs, loss: io.progress(number, epoch, epochs, loss),
         )
     with clock("logits"):
-        train_classes = trainer.logits(fitted.head, data.train).argmax(dim=1)
-        validation_classes = trainer.logits(fitted.head, data.validation).argmax(dim=1)
-        test_classes = trainer.logits(fitted.head, data.test).argmax(dim=1)
+        train_classes = newest.logits(fitted.head).max(dim=1).indices
+        validation_classes = trainer.logits(fitted.head, data.validation).max(dim=1).indices
+        test_classes = trainer.logits(fitted.head, data.test).max(dim=1).indices
 
     def everywhere(values: Tensor) -> Tensor:
         return io.merge(data.own, values, data.n_samples)
@@ -183,6 +188,25 @@ def _keep(number: int, spec: RoundSpec, signals: Signals) -> Tensor:
         f"round {number}: the filters kept none of {len(keep)} samples (consensus rates: {rates}). Loosen "
         f"rounds.filters, or set rounds.on_empty=keep_all to train such a round on all samples."
     )
+
+
+class _Newest:
+    """Logits float32 [n, C] of the newest student on the owned training samples: they close its own round and open
+    the next one, so they are computed once, and dropped while the next student trains."""
+
+    def __init__(self, trainer: HeadTrainer, features: Tensor) -> None:
+        self._trainer, self._features = trainer, features
+        self._logits: Tensor | None = None
+
+    def logits(self, head: Mapping[str, Tensor]) -> Tensor:
+        """Of the newest student, whose weights these are."""
+        if self._logits is None:
+            self._logits = self._trainer.logits(head, self._features)
+        return self._logits
+
+    def drop(self) -> None:
+        """There is, or will be, a newer student."""
+        self._logits = None
 
 
 class _Clock:

@@ -49,7 +49,6 @@ class JournalDelivery:
         self._run = json.loads((run_dir / "run.json").read_text())
         self._cursor_file = run_dir / "delivered.json"
         self._client = mlflow.MlflowClient(tracking_uri=self._run["uri"])
-        mlflow.set_tracking_uri(self._run["uri"])
         self._run_id: str | None = None
         self.finished = False
         """Whether the last record delivered ends the run."""
@@ -103,7 +102,7 @@ class JournalDelivery:
         for r in by_kind.get("artifact", []):
             self._client.log_artifact(run_id, str(self._dir / r["name"]))
         if by_kind.get("model") and not self._client.get_run(run_id).outputs.model_outputs:
-            log_student(self._dir, run_id)
+            log_student(self._dir, run_id, self._run["uri"])
         for r in by_kind.get("status", [])[-1:]:
             self._set_status(run_id, r)
 

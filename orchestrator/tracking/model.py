@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 import numpy as np
 
 
-def log_student(run_dir: Path, run_id: str) -> None:
+def log_student(run_dir: Path, run_id: str, uri: str) -> None:
     """Log a run's final student. Saved as an exported program, not as a pickle."""
     import torch
     from mlflow.models import infer_signature
@@ -20,7 +23,7 @@ def log_student(run_dir: Path, run_id: str) -> None:
     with torch.inference_mode():
         logits = student(torch.from_numpy(example)).numpy()
     version = torch.__version__.split("+")[0]
-    with mlflow.start_run(run_id=run_id):
+    with _tracking_to(uri), mlflow.start_run(run_id=run_id):
         mlflow.pytorch.log_model(
             student,
             name="student",
@@ -30,3 +33,16 @@ def log_student(run_dir: Path, run_id: str) -> None:
             # given, not inferred: inferring loads the model in another process for some seconds
             pip_requirements=[f"torch=={version}", f"numpy=={np.__version__}"],
         )
+
+
+@contextmanager
+def _tracking_to(uri: str) -> Iterator[None]:
+    """MLflow's fluent interface on a server; it keeps the address in the environment, which is put back."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before

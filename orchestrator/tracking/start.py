@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -79,6 +80,8 @@ class Delivery:
             delivered = self._process.wait(wait) == 0
         except subprocess.TimeoutExpired:
             delivered = False
+            self._process.terminate()  # the cursor moves after each batch: stopping is always safe
+            self._process.wait()
         if not delivered:
             self._display.note(
                 f"not everything has reached MLflow yet; `csl sync {self._config.storage}` delivers the rest "
@@ -88,6 +91,21 @@ class Delivery:
     def _status(self, status: str) -> None:
         # a run that is resumed changes its status several times: each change is a record of its own
         self._journal.write("status", status, step=int(time.time() * 1000))
+
+
+def serve(arguments: list[str]) -> int:
+    """Run ``mlflow`` with these arguments until it or this process is told to end; leaves no process behind."""
+    # MLflow's job runners (seven more processes) serve its GenAI features, which nothing here uses
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    command = [sys.executable, "-m", "mlflow", *arguments]
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def end(number: int, frame: object) -> None:
+        os.killpg(server.pid, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    return max(0, server.wait())
 
 
 def journal_start(journal: Journal, prepared: Prepared) -> None:

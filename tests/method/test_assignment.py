@@ -94,9 +94,7 @@ def test_agreement_tie_goes_to_the_lowest_teacher_and_some_are_never_assigned() 
 def test_agreement_survives_zero_probabilities_of_half_floats() -> None:
     sure = torch.tensor([[1.0, 0.0]], dtype=torch.float16)
     wrong = torch.tensor([[0.0, 1.0]], dtype=torch.float16)
-    chosen, probabilities = assignment.assign_by_agreement(
-        torch.tensor([[4.0, -4.0]]), lambda k: (wrong, sure)[k], 2
-    )
+    chosen, probabilities = assignment.assign_by_agreement(torch.tensor([[4.0, -4.0]]), lambda k: (wrong, sure)[k], 2)
     assert chosen.tolist() == [1]
     assert probabilities.tolist() == [[1.0, 0.0]]
 

@@ -126,11 +126,3 @@ class TestOthers:
         assert keep.dtype == torch.bool
         assert keep.shape == (N,)
         assert all(torch.equal(a, b) for a, b in zip(vars(before).values(), vars(SIGNALS).values(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("epochs", "samples", "kept", "expected"),
-    [(20, 1000, 1000, 20), (20, 1000, 740, 27), (20, 1000, 500, 40), (10, 1200, 188, 63), (5, 3, 1, 15), (1, 3, 2, 1)],
-)
-def test_epochs(epochs: int, samples: int, kept: int, expected: int) -> None:
-    assert consistency.epochs_for(epochs, samples, kept) == expected

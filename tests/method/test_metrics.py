@@ -40,9 +40,7 @@ def test_pgr(student: float | None, weak: float | None, ceiling: float | None, e
         ([], [], (None, None)),
     ],
 )
-def test_precision_recall(
-    keep: list[bool], correct: list[bool], expected: tuple[float | None, float | None]
-) -> None:
+def test_precision_recall(keep: list[bool], correct: list[bool], expected: tuple[float | None, float | None]) -> None:
     assert metrics.filter_precision_recall(np.array(keep, bool), np.array(correct, bool)) == expected
 
 

@@ -96,9 +96,7 @@ class _GivenTeachers:
         self._tiny = tiny
 
     def predict(self, level: int, assigned: Tensor, samples: Tensor) -> tuple[Tensor, int]:
-        rows = [
-            self._tiny[f"teacher_{level}_{k}"][i] for k, i in zip(assigned.tolist(), samples.tolist(), strict=True)
-        ]
+        rows = [self._tiny[f"teacher_{level}_{k}"][i] for k, i in zip(assigned.tolist(), samples.tolist(), strict=True)]
         return torch.from_numpy(np.stack(rows)), 0
 
 
@@ -222,7 +220,7 @@ SLOW = [
     ("soft", "lgconf", "student"),
 ]
 """Not compared: criterion ``oracle`` and assignment ``teacher``, which the product does not offer; hard ``lgconf`` and
-``gate``, where the reference takes confidences and mixtures of one-hot labels and the product those of distributions."""
+``gate``, where the reference takes confidences and mixtures of one-hot labels, the product those of distributions."""
 
 
 class Reference:
@@ -258,9 +256,7 @@ class Reference:
 
     def result(self, kind: str, criterion: str, how: str) -> dict[str, Any]:
         (found,) = [
-            r
-            for r in self.expected["results"]
-            if (r["type"], r["criterion"], r["assign"]) == (kind, criterion, how)
+            r for r in self.expected["results"] if (r["type"], r["criterion"], r["assign"]) == (kind, criterion, how)
         ]
         return found
 

@@ -1,4 +1,4 @@
-"""The alternation over an in-memory seam: order of calls, what is asked, and the same result on any number of workers."""
+"""The alternation over an in-memory seam: order of calls, what is asked, same result on any number of workers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ LABELS = torch.from_numpy(ARRAYS["labels"])
 
 def _specs(assignment: str = "student", soft: bool = False, **more: Any) -> list[RoundSpec]:
     filters = more.pop("filters", ())
-    return [
-        RoundSpec(level, i, assignment, soft, bind(filters) if i else (), **more) for i, level in enumerate(LEVELS)
-    ]
+    return [RoundSpec(level, i, assignment, soft, bind(filters) if i else (), **more) for i, level in enumerate(LEVELS)]
 
 
 class _Io:
@@ -91,7 +89,8 @@ class _Trainer:
         self.log.append(f"fit {level}")
         self.fits.append((level, targets.clone(), keep.clone()))
         on_epoch(1, 1, 0.5)
-        return TrainedHead({"level": torch.tensor(level)}, (0.5,), torch.empty(0, 0, dtype=torch.int64), (), len(targets))
+        no_curve = torch.empty(0, 0, dtype=torch.int64)
+        return TrainedHead({"level": torch.tensor(level)}, (0.5,), no_curve, (), len(targets))
 
     def logits(self, head: Mapping[str, Tensor], features: Tensor) -> Tensor:
         logits = torch.zeros(len(features), C)
@@ -157,12 +156,11 @@ def test_mixtures_ask_every_teacher_once(assignment: str, calls: list[int]) -> N
 
 
 def test_nothing_kept() -> None:
-    # the first student always says class 5, the teacher it routes to never puts the label last: rank 0 needs class 5
     empty = [lambda signals: torch.zeros(N, dtype=torch.bool)]
     specs = _specs()
     specs[1] = RoundSpec(LEVELS[1], 1, "student", False, empty)
     io = _Io()
-    with pytest.raises(NothingKeptError, match=r"round 2.*none of 121.*top-1.*rounds\.filters.*rounds\.on_empty=keep_all"):
+    with pytest.raises(NothingKeptError, match=r"round 2.*none of 121.*top-1.*rounds\.on_empty=keep_all"):
         run_rounds(specs, _data(), _Teachers(), _Trainer({0: 5, 1: 3, 2: 0}), io)
     assert list(io.stored) == [1], "what was finished before stays"
 
@@ -305,7 +303,7 @@ def test_same_result_on_any_number_of_workers(
                 torch.testing.assert_close(other.head[name], weight, atol=1e-5, rtol=0)
             for name in ("keep", "assigned", "top_classes", "train_classes"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
-            torch.testing.assert_close(other.teacher_confidence, one.teacher_confidence, atol=0, rtol=0)
+            torch.testing.assert_close(other.teacher_confidence, one.teacher_confidence, atol=1e-6, rtol=0)
             assert other.consensus == one.consensus
             assert other.asked == one.asked
             assert other.losses == pytest.approx(one.losses, abs=1e-5)
