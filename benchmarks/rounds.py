@@ -86,7 +86,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     table = Table(title=f"embedded experiment, 11 rounds, median of {options.repeats}; seconds", title_justify="left")
-    for name in ("backend", "Ray itself", "start-up", "reach", "a round beyond compute", "worst", "reach", "after the last round"):
+    for name in (
+        "backend",
+        "Ray itself",
+        "start-up",
+        "reach",
+        "a round beyond compute",
+        "worst",
+        "reach",
+        "after the last round",
+    ):
         table.add_column(name, justify="left" if name == "backend" else "right")
     with tempfile.TemporaryDirectory() as folder:
         for backend, reach in (("train", "8"), ("inline", "0.1")):

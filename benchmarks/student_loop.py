@@ -22,7 +22,7 @@ N, D, C, BATCH = 40_000, 384, 1_000, 100
 
 
 def make_data(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train features and labels, test features and labels: classes are noisy directions, so accuracy means something."""
+    """Features and labels of train and test; classes are noisy directions, so that accuracy means something."""
     g = torch.Generator().manual_seed(seed)
     centers = torch.randn(C, D, generator=g)
     labels = torch.randint(C, (N + 10_000,), generator=g)

@@ -1,4 +1,4 @@
-"""Makes the pictures of the README: ``python docs/make_pictures.py`` (needs Chromium; everything else is `make setup`)."""
+"""Makes the pictures of the README: ``python docs/make_pictures.py`` (needs Chromium)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def _mlflow(storage: str, run_dir: Path) -> None:
                 time.sleep(0.2)
         run = f"{base}/#/experiments/1/runs/{link['run_id']}"
         screenshot(run, PICTURES / "mlflow_run.png", (1700, 1000), wait_ms=20000)
-        screenshot(f"{run}/artifacts/figures/round_4_assignment.png", PICTURES / "mlflow_figure.png", (1500, 800), 20000)
+        screenshot(
+            f"{run}/artifacts/figures/round_4_assignment.png", PICTURES / "mlflow_figure.png", (1500, 800), 20000
+        )
     finally:
         server.terminate()
         server.wait()

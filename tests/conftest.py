@@ -73,7 +73,14 @@ class MlflowServer:
 
     def start(self) -> None:
         arguments = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--port", str(self.port)]
-        arguments += ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1", "--host", "127.0.0.1"]
+        arguments += [
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+            "--workers",
+            "1",
+            "--host",
+            "127.0.0.1",
+        ]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", *arguments], stdout=log, stderr=log, start_new_session=True

@@ -25,7 +25,15 @@ def csl(*arguments: str, cwd: Path, check: int | None = 0) -> subprocess.Complet
 
 def test_run_prints_progress_tables_and_where_to_look(tmp_path: Path) -> None:
     out = csl("run", *INLINE, "--seed", "3", "--teachers", cwd=tmp_path).stdout
-    for text in ("epoch", "main round 3/3", "collective", "PGR", "naive weak-to-strong", "strong ceiling", "csl ui runs"):
+    for text in (
+        "epoch",
+        "main round 3/3",
+        "collective",
+        "PGR",
+        "naive weak-to-strong",
+        "strong ceiling",
+        "csl ui runs",
+    ):
         assert text in out
     results = next(tmp_path.glob("runs/experiments/*/results.json"))
     assert json.loads(results.read_text())["chains"]["main"][2]["metrics"]["teachers"] == 4
@@ -52,7 +60,9 @@ def test_validate_says_what_ray_will_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_in_one_message_exit_2_nothing_written(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("seed: -1\nstudent: {lrr: 1, epochs: 0}\nrounds: {assignment: studnt}\ndevice: gpu\n")
+    (tmp_path / "bad.yaml").write_text(
+        "seed: -1\nstudent: {lrr: 1, epochs: 0}\nrounds: {assignment: studnt}\ndevice: gpu\n"
+    )
     done = csl("run", "bad.yaml", "--set", "data.rotations=9", cwd=tmp_path, check=2)
     assert done.stderr.startswith("error: 6 mistakes in bad.yaml:")
     for field in ("seed:", "student.lrr:", "student.epochs:", "rounds.assignment:", "device:", "data.rotations:"):

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -43,13 +43,13 @@ def only_run(uri: str, experiment: str) -> tuple[mlflow.MlflowClient, Run]:
 @pytest.fixture(scope="module")
 def delivered(
     mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ExperimentResult, mlflow.MlflowClient, Run]]:
+) -> tuple[ExperimentResult, mlflow.MlflowClient, Run]:
     from orchestrator import load_config
     from tests.conftest import SMALL
 
     own = (f"storage={tmp_path_factory.mktemp('runs')}", "compute.backend=inline", *tracked(mlflow_server.uri, "whole"))
     result = run_experiment(load_config(None, [*SMALL, *own]))
-    yield result, *only_run(mlflow_server.uri, "whole")
+    return result, *only_run(mlflow_server.uri, "whole")
 
 
 def test_parameters_are_the_whole_resolved_config(delivered: tuple[ExperimentResult, mlflow.MlflowClient, Run]) -> None:
@@ -60,7 +60,14 @@ def test_parameters_are_the_whole_resolved_config(delivered: tuple[ExperimentRes
 
 def test_every_number_of_every_round_is_a_metric(delivered: tuple[ExperimentResult, mlflow.MlflowClient, Run]) -> None:
     result, client, run = delivered
-    for name in ("student_accuracy", "pgr", "keep_rate", "collective_accuracy", "assignment_accuracy", "forward_passes"):
+    for name in (
+        "student_accuracy",
+        "pgr",
+        "keep_rate",
+        "collective_accuracy",
+        "assignment_accuracy",
+        "forward_passes",
+    ):
         history = client.get_metric_history(run.info.run_id, name)
         assert [(m.step, m.value) for m in history] == [
             (r.metrics.round, pytest.approx(getattr(r.metrics, name))) for r in result.rounds
@@ -107,7 +114,9 @@ def test_model_predicts_from_raw_inputs(
     assert loaded.predict(more).shape == (20, 40)
 
 
-def test_delivering_again_after_a_lost_cursor_changes_nothing(make_config: MakeConfig, mlflow_server: MlflowServer) -> None:
+def test_delivering_again_after_a_lost_cursor_changes_nothing(
+    make_config: MakeConfig, mlflow_server: MlflowServer
+) -> None:
     result = run_experiment(make_config(*tracked(mlflow_server.uri, "once")))
     client, run = only_run(mlflow_server.uri, "once")
     before = {name: len(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics}
@@ -157,7 +166,9 @@ def test_a_server_that_never_answers_does_not_stop_the_run(make_config: MakeConf
     assert journal[-1]["name"] == "FINISHED"
 
 
-def test_embedded_store_by_default_and_environment_variable(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_store_by_default_and_environment_variable(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from orchestrator.tracking.start import tracking_uri
 
     config = make_config()

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 def build_head(kind: str, n_features: int, n_classes: int, hidden: int) -> nn.Module:
     """An uninitialised head [B, D] -> logits [B, C]: ``linear``, or ``mlp`` with one hidden ReLU layer."""
-    if kind == "linear":
-        return nn.utils.skip_init(nn.Linear, n_features, n_classes)
-    if kind == "mlp":
-        return nn.Sequential(
-            nn.utils.skip_init(nn.Linear, n_features, hidden),
-            nn.ReLU(),
-            nn.utils.skip_init(nn.Linear, hidden, n_classes),
-        )
-    raise ValueError(f"unknown head {kind!r}; known: linear, mlp")
+    with torch.device("meta"):  # no memory and no random numbers: PyTorch would draw from the global generator
+        if kind == "linear":
+            head: nn.Module = nn.Linear(n_features, n_classes)
+        elif kind == "mlp":
+            head = nn.Sequential(nn.Linear(n_features, hidden), nn.ReLU(), nn.Linear(hidden, n_classes))
+        else:
+            raise ValueError(f"unknown head {kind!r}; known: linear, mlp")
+    return head.to_empty(device="cpu")
 
 
 def initialise(head: nn.Module, generator: torch.Generator) -> None:
@@ -80,8 +79,9 @@ class FlatHead:
         self._x = x
         if not isinstance(self.head, nn.Linear):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bf16):
-                self._logits: Tensor = self.head(x)
-            return self._logits.detach().float()
+                self._outputs: Tensor = self.head(x)
+            logits: Tensor = self._outputs.detach().float()
+            return logits
         if len(self._logits) < len(x):  # the largest batch comes first; its memory serves all others
             self._logits = torch.empty(len(x), len(self._bias), device=x.device)
         logits = self._logits[: len(x)]
@@ -95,7 +95,7 @@ class FlatHead:
         [B, C] and is used up."""
         if not isinstance(self.head, nn.Linear):
             self.gradients.zero_()
-            self._logits.backward((gradient * scale).to(self._logits.dtype))
+            torch.autograd.backward(self._outputs, (gradient * scale).to(self._outputs.dtype))
             return
         gradient.mul_(scale)
         torch.sum(gradient, dim=0, out=self._bias_gradient)

@@ -86,7 +86,8 @@ class ArraysData:
             seen = inputs[splits.student]
             scale = seen.std(axis=0, dtype=np.float64)
             scale[scale == 0] = 1.0  # a constant feature stays at 0
-            encoder = {"shift": seen.mean(axis=0, dtype=np.float64).astype(np.float32), "scale": scale.astype(np.float32)}
+            shift = seen.mean(axis=0, dtype=np.float64)
+            encoder = {"shift": shift.astype(np.float32), "scale": scale.astype(np.float32)}
             features = (inputs - encoder["shift"]) / encoder["scale"]
         names = sorted(n for n in arrays if _TEACHER.fullmatch(n))
         with ThreadPoolExecutor() as pool:  # hashing releases the GIL
@@ -202,8 +203,8 @@ def _content_problems(arrays: dict[str, NDArray[Any]], options: ArraysOptions) -
             if (sample < 0).any() or not np.allclose(sample.sum(axis=1), 1.0, atol=0.02):
                 sums = sample.sum(axis=1)
                 found.append(
-                    f"data.{name}: rows must be probabilities that sum to 1 (got sums {sums.min():.3g}..{sums.max():.3g}, "
-                    f"smallest value {sample.min():.3g})"
+                    f"data.{name}: rows must be probabilities that sum to 1 "
+                    f"(got sums {sums.min():.3g}..{sums.max():.3g}, smallest value {sample.min():.3g})"
                 )
     return found
 

@@ -63,7 +63,7 @@ def class_losses(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def consensus_rate(ranks: Tensor, k: int) -> float:
-    """Share of samples whose supervised class is among the student's ``k`` most likely (method.md, "consensus rate")."""
+    """Share of samples whose supervised class is among the student's ``k`` most likely ("consensus rate")."""
     return float((ranks < k).sum()) / max(1, len(ranks))
 
 
@@ -125,8 +125,3 @@ def top_classes(probabilities: Tensor, count: int) -> Tensor:
     order.scatter_(1, position[:, None], order[:, :1].clone())
     order[:, 0] = best
     return order
-
-
-def epochs_for(epochs: int, n_samples: int, n_kept: int) -> int:
-    """``int(epochs / r)`` with ``r = kept / N``, in whole numbers: about as many updates as without a filter."""
-    return epochs * n_samples // n_kept
