@@ -140,7 +140,7 @@ class TeacherHost:
         if not mine.any():
             raise TeacherError(
                 f"teacher {spec.index} of level {spec.level}: none of the {len(task.labels)} samples of split "
-                f"`teacher` has a class of its block {list(spec.block)[:10]}; give it other classes or more teacher samples"
+                f"`teacher` has a class of its block {list(spec.block)[:10]}; give it other classes or more samples"
             )
         inputs = torch.from_numpy(np.array(self._inputs()[task.rows[mine]]))
         generator = torch.Generator().manual_seed(derive_seed(task.seed, "teacher", spec.level, spec.index))
