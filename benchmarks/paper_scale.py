@@ -90,10 +90,10 @@ def _stopwatch() -> Iterator[dict[str, float]]:
         return call
 
     loading = timed("checking, hashing and loading the data", prepare)
-    asking = timed("asking all teachers about the test split", LocalPool.test_classes)
+    asking = timed("asking all teachers about the test split", LocalPool.classes)
     with (
         mock.patch("orchestrator.experiment.prepare", loading),
-        mock.patch.object(LocalPool, "test_classes", asking),
+        mock.patch.object(LocalPool, "classes", asking),
     ):
         yield seconds
 

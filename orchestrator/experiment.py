@@ -16,15 +16,20 @@ from orchestrator.display import Display, Silent
 from orchestrator.evaluation import Evaluation, TeacherClasses
 from orchestrator.identity import array_digest, digest
 from orchestrator.journal import Journal
-from orchestrator.prepare import Prepared, prepare
+from orchestrator.prepare import Prepared, SweepShare, prepare
 from orchestrator.recorder import Recorder, journal_evaluation
 from orchestrator.results import ExperimentResult, RoundResult, save_student
 from orchestrator.round_cache import RoundCache
+from orchestrator.teacher_pool import ActorTeachers
 from orchestrator.tracking.start import Delivery, journal_start
 
 
 def run_experiment(
-    config: ExperimentConfig, *, use_cache: bool = True, display: Display | None = None
+    config: ExperimentConfig,
+    *,
+    use_cache: bool = True,
+    display: Display | None = None,
+    sweep: SweepShare | None = None,
 ) -> ExperimentResult:
     """Run an experiment, or what is left of it: finished rounds are found under their keys and not run again.
 
@@ -32,6 +37,7 @@ def run_experiment(
         config: the configuration.
         use_cache: False: compute every round, even those another experiment has finished.
         display: shows progress; None: silent.
+        sweep: set by `sweep`: data and teachers this run has in common with the other trials.
 
     Returns:
         The result, also stored in ``result.path``.
@@ -43,14 +49,16 @@ def run_experiment(
     """
     started = time.perf_counter()
     display = display or Silent()
-    prepared = prepare(config, use_cache)
+    prepared = prepare(config, use_cache, sweep)
     journal = Journal(prepared.run_dir / "journal.jsonl")
-    with Delivery(prepared.run_dir, config, journal, display):
+    parent = None if sweep is None else sweep.folder.parent
+    with Delivery(prepared.run_dir, config, journal, display, parent):
         journal_start(journal, prepared)
-        recorder = _Session(prepared, journal, display).run()
+        recorder = _Session(prepared, journal, display).run(None if sweep is None else sweep.teachers)
         result = _finish(prepared, recorder, time.perf_counter() - started)
         journal_evaluation(journal, recorder.evaluation)  # last: people look at the rounds first
-        journal.write("model", "student")
+        if sweep is None:  # of a sweep, the best student alone becomes a model
+            journal.write("model", "student")
         journal.write("artifact", "results.json")
         journal.write("artifact", "config.yaml")
     return result
@@ -65,12 +73,12 @@ class _Session:
         key = digest([spec.key for spec in prepared.specs], array_digest(test_rows), prepared.dataset.digest)
         self._answers = (Store(Path(prepared.config.storage).resolve() / "evaluations"), key)
 
-    def run(self) -> Recorder:
+    def run(self, teachers: ActorTeachers | None) -> Recorder:
         """Compute what is missing and evaluate every round."""
         prepared, cache = self._prepared, RoundCache(self._prepared.cache)
         found = self._stored_answers()
         if found is None or not all(cache.has(r.key) for chain in prepared.chains for r in chain.rounds):
-            return train(prepared, self.recorder, self._display)
+            return train(prepared, self.recorder, self._display, teachers)
         self._display.note("every round of this experiment is finished already: nothing is computed")
         recorder = self.recorder(lambda: found)
         for chain in prepared.chains:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.chains import Chain, plan_chains
-from orchestrator.checks import check
+from orchestrator.checks import build_levels, check
 from orchestrator.config import ExperimentConfig
 from orchestrator.data import DATASETS
 from orchestrator.data.dataset import Dataset
@@ -23,10 +23,21 @@ from orchestrator.job import StudentJob, StudentView
 from orchestrator.loading import dump_yaml
 from orchestrator.method.hierarchy import Level
 from orchestrator.teacher_host import TeacherSpec, TeacherTask
-from orchestrator.teacher_pool import make_specs, make_task
+from orchestrator.teacher_pool import ActorTeachers, make_specs, make_task
 
 NOT_IDENTITY = ("name", "storage", "device", "compute", "tracking")
 """Settings that say where and under which name an experiment runs, not what it computes."""
+
+
+@dataclass(frozen=True)
+class SweepShare:
+    """What all trials of a sweep on the same data and seed have in common."""
+
+    dataset: Dataset
+    view: StudentView
+    teachers: ActorTeachers
+    folder: Path
+    """Where the trials' folders go."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Prepared:
     run_dir: Path
     cache: Path
     """Folder of the round cache: shared in ``storage``, or the run's own."""
+    shared_view: StudentView | None = None
 
     @property
     def job(self) -> StudentJob:
@@ -56,15 +68,8 @@ class Prepared:
         return f"student-{digest(self.identity, [r.key for c in self.chains for r in c.rounds])[:12]}"
 
     def view(self) -> StudentView:
-        """The data as the student's training sees it."""
-        d = self.dataset
-        return StudentView(
-            train=d.features[d.splits.student],
-            validation=d.features[d.splits.validation],
-            test=d.features[d.splits.test],
-            rows=d.splits.student,
-            n_classes=d.n_classes,
-        )
+        """The data as the student's training sees it; one copy for all trials of a sweep."""
+        return self.shared_view or student_view(self.dataset)
 
     def oracle_labels(self) -> NDArray[np.int64] | None:
         """Ground truth of the student's samples, only if a chain is an upper bound that needs it."""
@@ -73,24 +78,29 @@ class Prepared:
         return self.dataset.labels[self.dataset.splits.student]
 
 
-def prepare(config: ExperimentConfig, use_cache: bool = True) -> Prepared:
+def prepare(config: ExperimentConfig, use_cache: bool = True, sweep: SweepShare | None = None) -> Prepared:
     """Check, load the data, plan the chains and create the run's folder.
 
     Args:
         config: the configuration.
         use_cache: False: rounds of other experiments are not looked up; the run computes all its own.
+        sweep: what a sweep has checked and loaded already for all its trials.
 
     Raises:
         ConfigError: with all mistakes; nothing is written then.
     """
-    checked = check(config)
-    if checked.problems:
-        raise ConfigError(checked.problems)
     storage = Path(config.storage).expanduser().resolve()
-    dataset = DATASETS.builder(config.data.name).load(config.data, config.seed, Store(storage / "data"))  # type: ignore[attr-defined]
-    specs = make_specs(config, dataset, checked.levels)
+    if sweep is None:
+        checked = check(config)
+        if checked.problems:
+            raise ConfigError(checked.problems)
+        dataset, folder = load_dataset(config), storage / "experiments"
+    else:
+        dataset, folder = sweep.dataset, sweep.folder
+    levels = build_levels(config, dataset.n_classes)
+    specs = make_specs(config, dataset, levels)
     identity = experiment_identity(config, dataset)
-    run_dir = storage / "experiments" / (f"{config.name}-{identity[:8]}" + ("" if use_cache else "-nocache"))
+    run_dir = folder / (f"{config.name}-{identity[:8]}" + ("" if use_cache else "-nocache"))
     if not use_cache and (run_dir / "results.json").exists():
         shutil.rmtree(run_dir)  # asked for afresh; an unfinished one is resumed instead
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -98,13 +108,32 @@ def prepare(config: ExperimentConfig, use_cache: bool = True) -> Prepared:
     return Prepared(
         config=config,
         dataset=dataset,
-        levels=checked.levels,
-        chains=plan_chains(config, dataset, checked.levels),
+        levels=levels,
+        chains=plan_chains(config, dataset, levels),
         specs=specs,
         task=make_task(config, dataset, specs, storage / "teachers"),
         identity=identity,
         run_dir=run_dir,
         cache=storage / "rounds" if use_cache else run_dir / "rounds",
+        shared_view=None if sweep is None else sweep.view,
+    )
+
+
+def load_dataset(config: ExperimentConfig) -> Dataset:
+    """The data of a checked configuration; what is expensive is kept in the storage folder."""
+    store = Store(Path(config.storage).expanduser().resolve() / "data")
+    builder = DATASETS.builder(config.data.name)  # type: ignore[attr-defined]
+    return builder.load(config.data, config.seed, store)
+
+
+def student_view(dataset: Dataset) -> StudentView:
+    """The data as the student's training sees it: features, no labels."""
+    return StudentView(
+        train=dataset.features[dataset.splits.student],
+        validation=dataset.features[dataset.splits.validation],
+        test=dataset.features[dataset.splits.test],
+        rows=dataset.splits.student,
+        n_classes=dataset.n_classes,
     )
 
 

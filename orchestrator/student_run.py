@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.errors import CslError, RunFailedError
 from orchestrator.job import StudentJob, StudentView
-from orchestrator.teacher_pool import ActorPool
+from orchestrator.teacher_host import TeacherSpec
+from orchestrator.teacher_pool import ActorTeachers, RoutedTeachers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +75,8 @@ def train_student(
     job: StudentJob,
     view: StudentView,
     oracle_labels: NDArray[np.int64] | None,
-    pool: ActorPool,
+    teachers: ActorTeachers,
+    specs: Sequence[TeacherSpec],
     run_dir: Path,
     name: str,
     private: bool,
@@ -84,7 +87,7 @@ def train_student(
         job: what to train.
         view: the data without ground truth; put into the object store once.
         oracle_labels: ground truth for chains that are upper bounds; None if there are none.
-        pool: the teachers.
+        teachers, specs: the teachers' actors, and who is who in the hierarchy.
         run_dir: folder of the run, visible to all nodes.
         name: identity of the run: a run of the same name resumes, so it must change with the configuration.
         private: whether Ray belongs to this process alone.
@@ -104,7 +107,7 @@ def train_student(
     trainer = _LeanTrainer(
         _train_loop,
         private=private,
-        train_loop_config={"job": job, "actor_of": pool.actor_of, "run_dir": str(run_dir), **held},
+        train_loop_config={"job": job, "teachers": teachers, "specs": list(specs), "run_dir": str(run_dir), **held},
         backend_config=ProcessGroupConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.workers, use_gpu=compute.gpus_per_worker > 0, resources_per_worker=resources
@@ -136,7 +139,6 @@ def _train_loop(config: dict[str, Any]) -> CslError | None:
     import torch
 
     from orchestrator.round_cache import RoundCache
-    from orchestrator.teacher_pool import RoutedTeachers, ask_actors
     from orchestrator.worker import append_event, run_chains
 
     job: StudentJob = config["job"]
@@ -156,7 +158,7 @@ def _train_loop(config: dict[str, Any]) -> CslError | None:
             job,
             view,
             ray.get(config["oracle_labels"]),
-            RoutedTeachers(ask_actors(config["actor_of"]), view.rows, view.n_classes),
+            RoutedTeachers(config["teachers"], config["specs"], view.rows, view.n_classes),
             group,
             append_event(Path(config["run_dir"]) / "events.jsonl"),
             announce,

@@ -64,11 +64,11 @@ class TeacherHost:
     """
 
     def __init__(self, specs: Sequence[TeacherSpec], task: TeacherTask) -> None:
-        self._specs = {(s.level, s.index): s for s in specs}
+        self._specs = {s.key: s for s in specs}
         self._task = task
         self._store = Store(task.store)
-        self._models: dict[tuple[int, int], Any] = {}
-        self._caches: dict[tuple[int, int], _Remembered] = {}
+        self._models: dict[str, Any] = {}
+        self._caches: dict[str, _Remembered] = {}
         self._cached_bytes = 0
 
     def ready(self) -> int:
@@ -77,21 +77,21 @@ class TeacherHost:
             self._model(spec)
         return len(self._specs)
 
-    def predict(self, level: int, index: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.float16], int]:
+    def predict(self, key: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.float16], int]:
         """Probabilities of one teacher.
 
         Args:
-            level, index: the teacher.
+            key: the teacher's `TeacherSpec.key`.
             rows: rows of the data set, int64 [n].
 
         Returns:
             (float16 [n, C], forward passes made: 0 where the answer was remembered or given).
         """
-        spec = self._specs[level, index]
+        spec = self._specs[key]
         model = self._model(spec)
         if spec.given is not None:
             return np.asarray(model[rows], dtype=np.float16), 0
-        cache = self._caches.setdefault((level, index), _Remembered(len(self._inputs()), self._task.n_classes))
+        cache = self._caches.setdefault(key, _Remembered(len(self._inputs()), self._task.n_classes))
         new = cache.missing(rows)
         if len(new) and self._cached_bytes > CACHE_BYTES:
             return self._forward(model, rows), len(rows)
@@ -101,9 +101,9 @@ class TeacherHost:
             cache.add(new, answers)
         return cache.get(rows), len(new)
 
-    def classes(self, level: int, index: int, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    def classes(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """Predicted class of one teacher, int32 [n]; not remembered (evaluation asks once)."""
-        spec = self._specs[level, index]
+        spec = self._specs[key]
         model = self._model(spec)
         found = np.empty(len(rows), dtype=np.int32)
         for start in range(0, len(rows), _BATCH):
@@ -114,10 +114,9 @@ class TeacherHost:
 
     def _model(self, spec: TeacherSpec) -> Any:
         """The opened array of a given teacher, or the weights of a trained one (trained here if nowhere else)."""
-        name = (spec.level, spec.index)
-        if name not in self._models:
+        if spec.key not in self._models:
             if spec.given is not None:
-                self._models[name] = spec.given.open()
+                self._models[spec.key] = spec.given.open()
             else:
                 from trainers.weak import WeakSettings
 
@@ -127,8 +126,8 @@ class TeacherHost:
                     spec.key,
                     lambda folder: save_arrays(folder / _FILE, self._train(spec, WeakSettings(**self._task.settings))),
                 )
-                self._models[name] = self._to_device(load_arrays(entry / _FILE))
-        return self._models[name]
+                self._models[spec.key] = self._to_device(load_arrays(entry / _FILE))
+        return self._models[spec.key]
 
     def _train(self, spec: TeacherSpec, settings: Any) -> Arrays:
         import torch

@@ -5,8 +5,9 @@ A teacher is asked only about the samples routed to it. Only indices travel to i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Rows = NDArray[np.int64]
 Answer = tuple[NDArray[np.float16], int]
-Ask = Callable[[list[tuple[int, int, NDArray[np.int64]]]], list[Answer]]
-"""[(level, teacher, rows)] -> their answers, asked all at once."""
+"""Probabilities fp16 [n, C], and the forward passes made for them."""
+
+
+class TeacherPool(Protocol):
+    """Teachers by key, wherever they live."""
+
+    def ask(self, requests: list[tuple[str, Rows]]) -> list[Answer]:
+        """Probabilities for [(teacher key, rows of the data set)], asked all at once."""
+        ...
+
+    def classes(self, keys: Sequence[str], rows: Rows) -> list[NDArray[np.int32]]:
+        """Class predicted by each teacher on the given rows: evaluation only."""
+        ...
 
 
 def make_specs(config: ExperimentConfig, dataset: Dataset, levels: Sequence[Level]) -> list[TeacherSpec]:
@@ -59,16 +72,18 @@ def make_task(config: ExperimentConfig, dataset: Dataset, specs: Sequence[Teache
 
 
 class RoutedTeachers:
-    """`method.records.Teachers` over any way to ask.
+    """`method.records.Teachers` over a pool.
 
     Args:
-        ask: answers a list of requests.
+        pool: answers.
+        specs: the hierarchy's teachers.
         student_rows: row in the data set of each of the student's training samples, int64 [N].
         n_classes: C.
     """
 
-    def __init__(self, ask: Ask, student_rows: NDArray[np.int64], n_classes: int) -> None:
-        self._ask, self._student_rows, self._n_classes = ask, student_rows, n_classes
+    def __init__(self, pool: TeacherPool, specs: Sequence[TeacherSpec], student_rows: Rows, n_classes: int) -> None:
+        self._pool, self._student_rows, self._n_classes = pool, student_rows, n_classes
+        self._key_of = {(s.level, s.index): s.key for s in specs}
 
     def predict(self, level: int, assigned: Tensor, samples: Tensor) -> tuple[Tensor, int]:
         """See `method.records.Teachers.predict`."""
@@ -76,8 +91,8 @@ class RoutedTeachers:
 
         teacher_of_sample = assigned.numpy()
         rows = self._student_rows[samples.numpy()]
-        routed = [(k, np.flatnonzero(teacher_of_sample == k)) for k in np.unique(teacher_of_sample)]
-        answers = self._ask([(level, int(k), rows[at]) for k, at in routed])
+        routed = [(int(k), np.flatnonzero(teacher_of_sample == k)) for k in np.unique(teacher_of_sample)]
+        answers = self._pool.ask([(self._key_of[level, k], rows[at]) for k, at in routed])
         if len(routed) == 1:
             return torch.from_numpy(np.array(answers[0][0])), answers[0][1]
         out = np.empty((len(rows), self._n_classes), dtype=np.float16)
@@ -91,79 +106,105 @@ class LocalPool:
 
     def __init__(self, specs: Sequence[TeacherSpec], task: TeacherTask) -> None:
         self._host = TeacherHost(specs, task)
-        self._specs = specs
 
-    def ask(self, requests: list[tuple[int, int, NDArray[np.int64]]]) -> list[Answer]:
-        """Answer requests one after the other."""
+    def ask(self, requests: list[tuple[str, Rows]]) -> list[Answer]:
+        """See `TeacherPool.ask`."""
         return [self._host.predict(*request) for request in requests]
 
-    def test_classes(self, rows: NDArray[np.int64]) -> dict[tuple[int, int], NDArray[np.int32]]:
-        """Class predicted by every teacher on the given rows: evaluation only."""
-        return {(s.level, s.index): self._host.classes(s.level, s.index, rows) for s in self._specs}
+    def classes(self, keys: Sequence[str], rows: Rows) -> list[NDArray[np.int32]]:
+        """See `TeacherPool.classes`."""
+        return [self._host.classes(key, rows) for key in keys]
 
-    def close(self) -> None:
-        """Nothing to free."""
+
+@dataclass(frozen=True)
+class ActorTeachers:
+    """Teachers in Ray actors. Can be sent to any process of the cluster."""
+
+    actor_of: Mapping[str, Any]
+    """Teacher key -> actor handle."""
+
+    def ask(self, requests: list[tuple[str, Rows]]) -> list[Answer]:
+        """See `TeacherPool.ask`."""
+        import ray
+
+        answers: list[Answer] = ray.get([self.actor_of[key].predict.remote(key, rows) for key, rows in requests])
+        return answers
+
+    def classes(self, keys: Sequence[str], rows: Rows) -> list[NDArray[np.int32]]:
+        """See `TeacherPool.classes`."""
+        import ray
+
+        rows_ref = ray.put(rows)
+        found: list[NDArray[np.int32]] = ray.get([self.actor_of[key].classes.remote(key, rows_ref) for key in keys])
+        return found
 
 
 class ActorPool:
-    """Teachers spread over Ray actors.
+    """Owns the Ray actors that host teachers, of one experiment or of a whole sweep.
 
     A killed actor is restarted by Ray and its calls are retried: it reloads its teachers from the store and fills
     its memory again as it is asked. Constructor arguments are serialised references to objects that this pool holds:
     passed plainly they would be freed and the restart would fail (ray-project/ray#53727).
 
     Args:
-        specs: the teachers, dealt out over the actors in turn.
-        task: shared data; put into the object store once.
+        groups: teachers and what they need; teachers of the same key are hosted once. Shared data is put into the
+            object store once per group, teachers are dealt out over the actors in turn.
         n_actors: number of actors.
         cpus: CPUs reserved per actor.
     """
 
-    def __init__(self, specs: Sequence[TeacherSpec], task: TeacherTask, n_actors: int, cpus: float) -> None:
+    def __init__(self, groups: Sequence[tuple[Sequence[TeacherSpec], TeacherTask]], n_actors: int, cpus: float) -> None:
         import ray
 
-        n_actors = min(n_actors, len(specs))
-        self._specs = specs
-        actor = ray.remote(_HostActor)
-        shares = [list(specs[i::n_actors]) for i in range(n_actors)]
-        self._refs = [ray.put(task), *(ray.put(share) for share in shares)]
-        lasting = actor.options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1)
-        self.actors = [lasting.remote(ray.cloudpickle.dumps([ref, self._refs[0]])) for ref in self._refs[1:]]
-        self.actor_of = {(s.level, s.index): self.actors[i % n_actors] for i, s in enumerate(specs)}
-        self._ready_refs = [a.ready.remote() for a in self.actors]
-
-    def test_classes(self, rows: NDArray[np.int64]) -> dict[tuple[int, int], NDArray[np.int32]]:
-        """Class predicted by every teacher on the given rows: evaluation only."""
-        import ray
-
-        rows_ref = ray.put(rows)
-        refs = [self.actor_of[s.level, s.index].classes.remote(s.level, s.index, rows_ref) for s in self._specs]
-        return {(s.level, s.index): classes for s, classes in zip(self._specs, ray.get(refs), strict=True)}
+        shares: list[list[tuple[TeacherSpec, Any]]] = [[] for _ in range(n_actors)]
+        placed: dict[str, int] = {}
+        self._refs = []
+        for specs, task in groups:
+            task_ref = ray.put(task)
+            self._refs.append(task_ref)
+            for spec in specs:
+                if spec.key not in placed:
+                    placed[spec.key] = len(placed) % n_actors
+                    shares[placed[spec.key]].append((spec, task_ref))
+        used = [share for share in shares if share]
+        share_refs = [ray.put(share) for share in used]
+        self._refs += share_refs
+        lasting = ray.remote(_HostActor).options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1)
+        self._actors = [lasting.remote(ray.cloudpickle.dumps(ref)) for ref in share_refs]
+        self.teachers = ActorTeachers({key: self._actors[actor] for key, actor in placed.items()})
+        self._ready_refs = [actor.ready.remote() for actor in self._actors]
 
     def close(self) -> None:
         """Stop the actors."""
         import ray
 
-        for actor in self.actors:
+        for actor in self._actors:
             ray.kill(actor)
 
 
-class _HostActor(TeacherHost):
-    """A host whose arguments are fetched from the object store, also when Ray starts it again."""
+class _HostActor:
+    """Hosts in a Ray actor; arguments are fetched from the object store, also when Ray starts it again."""
 
-    def __init__(self, references: bytes) -> None:
+    def __init__(self, reference: bytes) -> None:
         import ray
 
-        super().__init__(*ray.get(ray.cloudpickle.loads(references)))
+        share: list[tuple[TeacherSpec, Any]] = ray.get(ray.cloudpickle.loads(reference))
+        by_task: dict[Any, list[TeacherSpec]] = {}
+        for spec, task_ref in share:
+            by_task.setdefault(task_ref, []).append(spec)
+        self._hosts = [TeacherHost(specs, ray.get(task_ref)) for task_ref, specs in by_task.items()]
+        self._host_of = {
+            spec.key: host for host, specs in zip(self._hosts, by_task.values(), strict=True) for spec in specs
+        }
 
+    def ready(self) -> int:
+        """Train or load every teacher; returns how many there are."""
+        return sum(host.ready() for host in self._hosts)
 
-def ask_actors(actor_of: dict[tuple[int, int], Any]) -> Ask:
-    """An `Ask` over actor handles, for use inside a training worker."""
-    import ray
+    def predict(self, key: str, rows: Rows) -> Answer:
+        """See `TeacherHost.predict`."""
+        return self._host_of[key].predict(key, rows)
 
-    def ask(requests: list[tuple[int, int, NDArray[np.int64]]]) -> list[Answer]:
-        refs = [actor_of[level, index].predict.remote(level, index, rows) for level, index, rows in requests]
-        answers: list[Answer] = ray.get(refs)
-        return answers
-
-    return ask
+    def classes(self, key: str, rows: Rows) -> NDArray[np.int32]:
+        """See `TeacherHost.classes`."""
+        return self._host_of[key].classes(key, rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,7 +162,9 @@ def _student(config: ExperimentConfig, view: StudentView, group: Group) -> tuple
     rank, world_size = group.rank, group.world_size
 
     def to_device(array: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+        with warnings.catch_warnings():  # features in shared memory are read-only, and nobody writes to them
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(array).to(device)
 
     own = torch.arange(rank, len(view.train), world_size)
     rank_0 = slice(None) if rank == 0 else slice(0, 0)

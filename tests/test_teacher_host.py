@@ -29,6 +29,10 @@ SPECS = [
 ]
 
 
+def key(level: int, index: int) -> str:
+    return next(spec.key for spec in SPECS if (spec.level, spec.index) == (level, index))
+
+
 @pytest.fixture
 def task(tmp_path: Path) -> TeacherTask:
     return TeacherTask(
@@ -60,12 +64,12 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_answers_are_remembered(task: TeacherTask, passes: list[int]) -> None:
     host = TeacherHost(SPECS, task)
     rows = np.array([5, 9, 2, 9])
-    first, made = host.predict(1, 0, rows)
+    first, made = host.predict(key(1, 0), rows)
     assert made == 3, "the same row twice is one pass"
-    again, more = host.predict(1, 0, rows[::-1].copy())
+    again, more = host.predict(key(1, 0), rows[::-1].copy())
     assert more == 0
     assert np.array_equal(again, first[::-1])
-    mixed, new = host.predict(1, 0, np.array([9, 7]))
+    mixed, new = host.predict(key(1, 0), np.array([9, 7]))
     assert new == 1
     assert np.array_equal(mixed[0], first[1])
     assert passes == [3, 1]
@@ -74,13 +78,13 @@ def test_answers_are_remembered(task: TeacherTask, passes: list[int]) -> None:
 
 
 def test_memory_grows_right(task: TeacherTask, passes: list[int]) -> None:
-    whole, _ = TeacherHost(SPECS, task).predict(0, 0, np.arange(240))
+    whole, _ = TeacherHost(SPECS, task).predict(key(0, 0), np.arange(240))
     passes.clear()
     host, rng, asked = TeacherHost(SPECS, task), np.random.default_rng(0), set()
     for _ in range(20):
         rows = rng.integers(240, size=rng.integers(1, 40))
         asked |= set(rows.tolist())
-        np.testing.assert_allclose(host.predict(0, 0, rows)[0].astype(float), whole[rows].astype(float), atol=1e-3)
+        np.testing.assert_allclose(host.predict(key(0, 0), rows)[0].astype(float), whole[rows].astype(float), atol=1e-3)
         assert sum(passes) == len(asked)
 
 
@@ -89,15 +93,15 @@ def test_beyond_its_memory_answers_are_made_again(
 ) -> None:
     monkeypatch.setattr(teacher_host, "CACHE_BYTES", -1)
     host = TeacherHost(SPECS, task)
-    first, _ = host.predict(0, 0, np.array([1, 2, 3]))
-    second, made = host.predict(0, 0, np.array([1, 2, 3]))
+    first, _ = host.predict(key(0, 0), np.array([1, 2, 3]))
+    second, made = host.predict(key(0, 0), np.array([1, 2, 3]))
     assert made == 3
     assert passes == [3, 3]
     assert np.array_equal(first, second)
 
 
 def test_no_rows(task: TeacherTask) -> None:
-    answers, made = TeacherHost(SPECS, task).predict(1, 1, np.empty(0, np.int64))
+    answers, made = TeacherHost(SPECS, task).predict(key(1, 1), np.empty(0, np.int64))
     assert answers.shape == (0, 6)
     assert made == 0
 
@@ -105,12 +109,12 @@ def test_no_rows(task: TeacherTask) -> None:
 def test_one_forward_pass_per_sample_and_level(task: TeacherTask, passes: list[int]) -> None:
     """Routing over two teachers costs one pass a sample; asking all of a level afterwards costs the rest only."""
     pool = LocalPool(SPECS, task)
-    teachers = RoutedTeachers(pool.ask, STUDENT, 6)
+    teachers = RoutedTeachers(pool, SPECS, STUDENT, 6)
     n = len(STUDENT)
     assigned = torch.arange(n) % 2
     answers, made = teachers.predict(1, assigned, torch.arange(n))
     assert made == sum(passes) == n
-    own = [TeacherHost(SPECS, task).predict(1, k, STUDENT)[0] for k in (0, 1)]
+    own = [TeacherHost(SPECS, task).predict(key(1, k), STUDENT)[0] for k in (0, 1)]
     for k in (0, 1):
         expected = own[k][assigned.numpy() == k]
         np.testing.assert_allclose(answers.numpy()[assigned.numpy() == k], expected, atol=1e-3)
@@ -121,7 +125,7 @@ def test_one_forward_pass_per_sample_and_level(task: TeacherTask, passes: list[i
 
 
 def test_routing_by_a_workers_own_samples(task: TeacherTask) -> None:
-    teachers = RoutedTeachers(LocalPool(SPECS, task).ask, STUDENT, 6)
+    teachers = RoutedTeachers(LocalPool(SPECS, task), SPECS, STUDENT, 6)
     own = torch.arange(1, len(STUDENT), 3)
     assigned = (own % 2 == 0).long()
     whole, _ = teachers.predict(1, (torch.arange(len(STUDENT)) % 2 == 0).long(), torch.arange(len(STUDENT)))
@@ -147,16 +151,16 @@ def test_a_specialist_is_trained_on_its_block_only(task: TeacherTask, monkeypatc
 
 
 def test_trained_once_ever(task: TeacherTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = TeacherHost(SPECS, task).predict(1, 1, STUDENT)
+    first, _ = TeacherHost(SPECS, task).predict(key(1, 1), STUDENT)
     monkeypatch.setattr(weak, "train_weak", lambda *args: pytest.fail("trained again"))
-    again, _ = TeacherHost(SPECS, task).predict(1, 1, STUDENT)
+    again, _ = TeacherHost(SPECS, task).predict(key(1, 1), STUDENT)
     assert np.array_equal(first, again)
 
 
 def test_read_only_shared_inputs(task: TeacherTask) -> None:
     frozen = ARRAYS["features"].copy()
     frozen.setflags(write=False)
-    answers, _ = TeacherHost(SPECS, replace(task, inputs=frozen)).predict(0, 0, STUDENT)
+    answers, _ = TeacherHost(SPECS, replace(task, inputs=frozen)).predict(key(0, 0), STUDENT)
     assert answers.shape == (len(STUDENT), 6)
 
 
@@ -177,15 +181,15 @@ def test_given_teachers_are_looked_up(task: TeacherTask, tmp_path: Path, where: 
     given = GivenTeacher(probabilities if where == "memory" else tmp_path / "p.npy", "digest")
     host = TeacherHost([TeacherSpec(1, 0, (0, 1, 2), "given", given)], replace(task, inputs=None))
     rows = np.array([7, 3, 7])
-    answers, made = host.predict(1, 0, rows)
+    answers, made = host.predict("given", rows)
     assert made == 0
     assert np.array_equal(answers, probabilities[rows])
-    assert np.array_equal(host.classes(1, 0, rows), probabilities[rows].argmax(axis=1))
+    assert np.array_equal(host.classes("given", rows), probabilities[rows].argmax(axis=1))
 
 
 def test_classes_are_the_argmax_of_the_answers(task: TeacherTask, monkeypatch: pytest.MonkeyPatch) -> None:
     host = TeacherHost(SPECS, task)
     monkeypatch.setattr(teacher_host, "_BATCH", 17)
-    classes = host.classes(1, 0, STUDENT)
+    classes = host.classes(key(1, 0), STUDENT)
     assert classes.dtype == np.int32
-    assert np.array_equal(classes, host.predict(1, 0, STUDENT)[0].argmax(axis=1))
+    assert np.array_equal(classes, host.predict(key(1, 0), STUDENT)[0].argmax(axis=1))

@@ -130,6 +130,9 @@ class JournalDelivery:
         if found:
             return str(found[0].info.run_id)
         tags = {"csl.run": self._run["id"]}
+        if "parent" in self._run:
+            sweep = JournalDelivery(Path(self._run["parent"]))
+            tags["mlflow.parentRunId"] = sweep._find_or_create_run(start_time)
         run = self._client.create_run(experiment_id, start_time=start_time, tags=tags, run_name=self._run["name"])
         return str(run.info.run_id)
 

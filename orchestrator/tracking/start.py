@@ -45,10 +45,14 @@ class Delivery:
         config: tracking settings and storage.
         journal: gets the run's status.
         display: told when something is left undelivered.
+        parent: folder of the sweep this run is a trial of; the sweep delivers its trials itself.
     """
 
-    def __init__(self, run_dir: Path, config: ExperimentConfig, journal: Journal, display: Display) -> None:
+    def __init__(
+        self, run_dir: Path, config: ExperimentConfig, journal: Journal, display: Display, parent: Path | None = None
+    ) -> None:
         self._run_dir, self._config, self._journal, self._display = run_dir, config, journal, display
+        self._parent = parent
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Delivery:
@@ -56,9 +60,10 @@ class Delivery:
         if not identity.exists():
             content = {"id": uuid.uuid4().hex, "uri": tracking_uri(self._config)}
             content |= {"name": self._config.name, "experiment": self._config.tracking.experiment}
+            content |= {"parent": str(self._parent)} if self._parent else {}
             identity.write_text(json.dumps(content))
         self._status("RUNNING")
-        if self._config.tracking.enabled:
+        if self._config.tracking.enabled and self._parent is None:
             with (self._run_dir / "delivery.log").open("ab") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "orchestrator.tracking", str(self._run_dir)],
