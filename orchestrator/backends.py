@@ -48,9 +48,7 @@ def _inline(prepared: Prepared, make_recorder: MakeRecorder, pool: TeacherPool) 
     return recorder
 
 
-def _ray(
-    prepared: Prepared, make_recorder: MakeRecorder, display: Display, teachers: ActorTeachers | None
-) -> Recorder:
+def _ray(prepared: Prepared, make_recorder: MakeRecorder, display: Display, teachers: ActorTeachers | None) -> Recorder:
     from orchestrator.ray_session import ray_session
     from orchestrator.student_run import train_student
 

@@ -73,13 +73,44 @@ def validate(config: ConfigFile = None, overrides: Overrides = None, seed: Seed 
 
 
 @app.command()
+def sweep(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A shipped search space, or the path of a .yaml.")],
+    config: Annotated[Path | None, typer.Option("--config", help="Configuration that the space varies.")] = None,
+    overrides: Overrides = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: what fits.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Every trial computes all its rounds.")] = False,
+) -> None:
+    """Run a search space with Ray Tune; rounds that trials have in common are computed once."""
+    from orchestrator.loading import read_yaml
+    from search_spaces import load_space, override
+
+    varied = override(load_space(space), overrides or ())
+    base = read_yaml(config) if config is not None else {}
+    from orchestrator import sweep_report  # Ray and pandas: only when the space is a valid file
+    from orchestrator.sweep import run_sweep
+
+    console = _console()
+    result = run_sweep(varied, base, concurrency=concurrency, resume=resume, use_cache=not no_cache, console=console)
+    console.print(sweep_report.summary_table(result.table, varied.metric, varied.mode))
+    console.print(f"rounds computed: {result.rounds_computed} of {len(result.table)} in the table", highlight=False)
+    for trial, error in result.failures.items():
+        console.print(f"[red]failed: {trial}: {error}[/red]", soft_wrap=True)
+    if result.best is not None:
+        console.print(f"best by {varied.metric}: {result.best}", highlight=False, soft_wrap=True)
+    console.print(f"table, figures and trials: {result.path}", highlight=False, soft_wrap=True)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
 def sync(storage: Storage = Path("runs")) -> None:
     """Deliver to MLflow what a server that was down or slow has missed; each record exactly once."""
     from orchestrator.tracking.deliver import sync as deliver
 
     console = _console()
-    run_dirs = sorted(path.parent for path in storage.glob("experiments/*/journal.jsonl"))
-    outcome = deliver(run_dirs)
+    journals = [*storage.glob("experiments/*/journal.jsonl"), *storage.glob("sweeps/*/journal.jsonl")]
+    outcome = deliver(sorted(path.parent for path in journals))
     failed = {path: result for path, result in outcome.items() if isinstance(result, Exception)}
     console.print(f"{len(outcome)} runs, {sum(r for r in outcome.values() if isinstance(r, int))} records delivered")
     for path, error in failed.items():

@@ -100,7 +100,7 @@ def prepare(config: ExperimentConfig, use_cache: bool = True, sweep: SweepShare 
     levels = build_levels(config, dataset.n_classes)
     specs = make_specs(config, dataset, levels)
     identity = experiment_identity(config, dataset)
-    run_dir = folder / (f"{config.name}-{identity[:8]}" + ("" if use_cache else "-nocache"))
+    run_dir = folder / folder_name(config, identity, use_cache)
     if not use_cache and (run_dir / "results.json").exists():
         shutil.rmtree(run_dir)  # asked for afresh; an unfinished one is resumed instead
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -117,6 +117,11 @@ def prepare(config: ExperimentConfig, use_cache: bool = True, sweep: SweepShare 
         cache=storage / "rounds" if use_cache else run_dir / "rounds",
         shared_view=None if sweep is None else sweep.view,
     )
+
+
+def folder_name(config: ExperimentConfig, identity: str, use_cache: bool) -> str:
+    """Name of a run's folder: the same for the same experiment."""
+    return f"{config.name}-{identity[:8]}" + ("" if use_cache else "-nocache")
 
 
 def load_dataset(config: ExperimentConfig) -> Dataset:

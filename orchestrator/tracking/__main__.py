@@ -24,7 +24,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     os.nice(10)  # bookkeeping yields to training
     parent = os.getppid()
-    offset, awake = 0, False
+    offset, awake = 0, (run_dir / "space.yaml").exists()
     while not awake and os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
         for record, end in read_journal(run_dir / "journal.jsonl", offset):

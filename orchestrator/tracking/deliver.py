@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from orchestrator.errors import TrackingError
 from orchestrator.journal import Record, read_journal
 from orchestrator.tracking.figures import draw
-from orchestrator.tracking.model import log_student
+from orchestrator.tracking.model import log_student, tracking_to
 
 _log = logging.getLogger("csl.delivery")
 _BATCH = 500
@@ -69,10 +70,6 @@ class JournalDelivery:
             raise TrackingError(f"{self._run['uri']}: {error}") from error
         return total
 
-    def pending(self) -> bool:
-        """Whether there is something to deliver."""
-        return bool(self._next_batch())
-
     def _next_batch(self) -> list[tuple[Record, int]]:
         batch = []
         for item in read_journal(self._dir / "journal.jsonl", self._cursor()):
@@ -100,9 +97,12 @@ class JournalDelivery:
         for r in by_kind.get("figure", []):
             self._client.log_figure(run_id, draw(r), f"figures/round_{r['step']}_{r['name']}.png")
         for r in by_kind.get("artifact", []):
-            self._client.log_artifact(run_id, str(self._dir / r["name"]))
+            folder = Path(r["name"]).parent
+            self._client.log_artifact(run_id, str(self._dir / r["name"]), None if folder == Path() else str(folder))
         if by_kind.get("model") and not self._client.get_run(run_id).outputs.model_outputs:
             log_student(self._dir, run_id, self._run["uri"])
+        for r in by_kind.get("register", []):
+            self._register(r)
         for r in by_kind.get("status", [])[-1:]:
             self._set_status(run_id, r)
 
@@ -112,6 +112,25 @@ class JournalDelivery:
             self._client.set_terminated(run_id, record["name"], record["time"])
         elif self._client.get_run(run_id).info.status != RunStatus.to_string(RunStatus.RUNNING):
             self._client.update_run(run_id, status=record["name"])
+
+    def _register(self, record: Record) -> None:
+        """Make the student of a trial a version of a registered model, with an alias."""
+        trial = JournalDelivery(Path(record["trial"]))
+        trial_run = trial._find_or_create_run(record["time"])
+        if not self._client.get_run(trial_run).outputs.model_outputs:
+            log_student(Path(record["trial"]), trial_run, self._run["uri"])
+        model_id = self._client.get_run(trial_run).outputs.model_outputs[0].model_id
+        name = record["name"]
+        known = self._client.search_model_versions(f"name = '{name}'")
+        version = next((v.version for v in known if v.model_id == model_id), None)
+        if version is None:
+            if not known:
+                with suppress(MlflowException):  # it may exist without versions
+                    self._client.create_registered_model(name)
+            source = f"models:/{model_id}"
+            with tracking_to(self._run["uri"]):  # the source is looked up on the default server
+                version = self._client.create_model_version(name, source, trial_run, model_id=model_id).version
+        self._client.set_registered_model_alias(name, record["alias"], version)
 
     def _find_or_create_run(self, start_time: int) -> str:
         """The MLflow run of this journal: made once, found by its tag ever after."""
@@ -154,39 +173,46 @@ class JournalDelivery:
         temporary.replace(self._cursor_file)
 
 
-def sync(run_dirs: Iterable[Path]) -> dict[Path, int | TrackingError]:
-    """Deliver what is missing of each run; a run that another process is delivering is left to it."""
+def members(folder: Path) -> list[Path]:
+    """Folders with journals of a run or sweep: a sweep's trials first, for it refers to what they delivered."""
+    return [*sorted(path.parent for path in folder.glob("trials/*/run.json")), folder]
+
+
+def sync(folders: Iterable[Path]) -> dict[Path, int | TrackingError]:
+    """Deliver what is missing of each run or sweep; one that another process is delivering is left to it."""
     outcome: dict[Path, int | TrackingError] = {}
-    for run_dir in run_dirs:
+    for folder in folders:
         try:
-            with FileLock(run_dir / ".delivery.lock", timeout=0):
-                outcome[run_dir] = JournalDelivery(run_dir).deliver()
+            with FileLock(folder / ".delivery.lock", timeout=0):
+                outcome[folder] = sum(JournalDelivery(member).deliver() for member in members(folder))
         except Timeout:
-            outcome[run_dir] = 0
+            outcome[folder] = 0
         except TrackingError as error:
-            outcome[run_dir] = error
+            outcome[folder] = error
     return outcome
 
 
-def follow(run_dir: Path, parent: int) -> int:
-    """Deliver a run as it goes on, until its end is delivered; give up once the run's process is gone.
+def follow(folder: Path, parent: int) -> int:
+    """Deliver a run or sweep as it goes on, until its end is delivered; give up once its process is gone.
 
     Returns:
         Exit code: 0 when everything is delivered.
     """
     pause = _POLL_SECONDS
-    with FileLock(run_dir / ".delivery.lock"):
+    deliveries: dict[Path, JournalDelivery] = {}
+    with FileLock(folder / ".delivery.lock"):
         while True:
             alone = os.getppid() != parent
             try:
-                delivery = JournalDelivery(run_dir)
-                while True:
-                    alone = os.getppid() != parent
-                    delivery.deliver()
-                    pause = _POLL_SECONDS
-                    if delivery.finished or (alone and not delivery.pending()):
-                        return 0
-                    time.sleep(_POLL_SECONDS)
+                sent = 0
+                for member in members(folder):
+                    if member not in deliveries:
+                        deliveries[member] = JournalDelivery(member)
+                    sent += deliveries[member].deliver()
+                if deliveries[folder].finished or (alone and not sent):
+                    return 0
+                pause = _POLL_SECONDS
+                time.sleep(pause)
             except (TrackingError, MlflowException, OSError) as error:
                 _log.warning("not delivered yet: %s", error)
                 if alone:

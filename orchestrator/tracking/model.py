@@ -23,7 +23,7 @@ def log_student(run_dir: Path, run_id: str, uri: str) -> None:
     with torch.inference_mode():
         logits = student(torch.from_numpy(example)).numpy()
     version = torch.__version__.split("+")[0]
-    with _tracking_to(uri), mlflow.start_run(run_id=run_id):
+    with tracking_to(uri), mlflow.start_run(run_id=run_id):
         mlflow.pytorch.log_model(
             student,
             name="student",
@@ -36,7 +36,7 @@ def log_student(run_dir: Path, run_id: str, uri: str) -> None:
 
 
 @contextmanager
-def _tracking_to(uri: str) -> Iterator[None]:
+def tracking_to(uri: str) -> Iterator[None]:
     """MLflow's fluent interface on a server; it keeps the address in the environment, which is put back."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
