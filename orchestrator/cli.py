@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.errors import CslError
+from orchestrator.errors import ConfigError, CslError
 
 app = typer.Typer(
     name="csl",
@@ -117,6 +117,46 @@ def sync(storage: Storage = Path("runs")) -> None:
         console.print(f"[red]{path.name}: {error}[/red]", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+cache = typer.Typer(help="Look after the stored rounds.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+
+@cache.command("ls")
+def cache_list(storage: Storage = Path("runs")) -> None:
+    """How many finished rounds there are and how much room they take."""
+    from orchestrator.round_cache import RoundCache
+
+    entries = RoundCache(storage / "rounds").entries()
+    for entry in entries:
+        print(f"{entry.path.name}  {entry.size / 2**20:8.2f} MiB  last used {_ago(entry.used)} ago")
+    print(f"{len(entries)} rounds, {sum(e.size for e in entries) / 2**20:.1f} MiB in {storage / 'rounds'}")
+
+
+@cache.command("prune")
+def cache_prune(
+    storage: Storage = Path("runs"),
+    max_gib: Annotated[float | None, typer.Option(min=0, help="Keep at most this many GiB, used last first.")] = None,
+    unused_days: Annotated[float | None, typer.Option(min=0, help="Remove what was not used for so many days.")] = None,
+) -> None:
+    """Remove stored rounds; whoever needs one again computes it again."""
+    import time
+
+    from orchestrator.round_cache import RoundCache
+
+    if max_gib is None and unused_days is None:
+        raise ConfigError(["cache prune: needs --max-gib or --unused-days (got neither)"], "the command")
+    since = None if unused_days is None else time.time() - unused_days * 86400
+    removed = RoundCache(storage / "rounds").prune(None if max_gib is None else int(max_gib * 2**30), since)
+    print(f"removed {len(removed)} rounds, {sum(e.size for e in removed) / 2**20:.1f} MiB")
+
+
+def _ago(when: float) -> str:
+    import time
+
+    hours = (time.time() - when) / 3600
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 @app.command()

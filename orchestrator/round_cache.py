@@ -7,6 +7,9 @@ if the first one dies, its lock is free and the next takes over.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +54,17 @@ class StoredRound:
         return {name[len(_HEAD) :]: a for name, a in self.arrays.items() if name.startswith(_HEAD)}
 
 
+@dataclass(frozen=True)
+class CacheEntry:
+    """A stored round, for people who look after the disk."""
+
+    path: Path
+    size: int
+    """Bytes."""
+    used: float
+    """When it was written or read last, seconds since the epoch."""
+
+
 class RoundCache:
     """Rounds on disk.
 
@@ -65,7 +79,37 @@ class RoundCache:
     def get(self, key: str) -> StoredRound | None:
         """The finished round, or None."""
         path = self._store.get(key)
-        return None if path is None else read_round(path)
+        if path is None:
+            return None
+        with suppress(OSError):  # a store that is read only is still a store
+            os.utime(path)  # what is used is kept longest
+        return read_round(path)
+
+    def entries(self) -> list[CacheEntry]:
+        """All finished rounds, the one used last first."""
+        folders = [path for path in self._store.root.glob("*") if path.is_dir() and not path.name.startswith(".")]
+        found = [CacheEntry(p, sum(f.stat().st_size for f in p.iterdir()), p.stat().st_mtime) for p in folders]
+        return sorted(found, key=lambda entry: -entry.used)
+
+    def prune(self, max_bytes: int | None = None, unused_since: float | None = None) -> list[CacheEntry]:
+        """Remove the rounds that were not used since a time, then those used longest ago until the rest fits.
+
+        Args:
+            max_bytes: what may stay; None: no limit.
+            unused_since: seconds since the epoch; None: age does not matter.
+
+        Returns:
+            What was removed. A run that still needs one of them computes it again.
+        """
+        kept, removed = 0, []
+        for entry in self.entries():
+            too_old = unused_since is not None and entry.used < unused_since
+            if too_old or (max_bytes is not None and kept + entry.size > max_bytes):
+                removed.append(entry)
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                kept += entry.size
+        return removed
 
     def has(self, key: str) -> bool:
         """Whether the round is finished."""

@@ -237,12 +237,7 @@ def _conclude(journal: Journal, space: SearchSpace, path: Path, table: pd.DataFr
     for name in ("table.csv", "table.parquet"):
         journal.write("artifact", name)
     (path / "figures").mkdir(exist_ok=True)
-    figures = {
-        "pgr": sweep_report.pgr_figure(table),
-        "heatmap": sweep_report.heatmap_figure(table, space.metric),
-        "parallel": sweep_report.parallel_figure(table, space.metric),
-    }
-    for name, figure in figures.items():
+    for name, figure in sweep_report.figures(table, space.metric).items():
         figure.savefig(path / "figures" / f"{name}.png", dpi=120)
         journal.write("artifact", f"figures/{name}.png")
     if best is not None:

@@ -40,7 +40,7 @@ _LOG_FROM = 50.0
 
 
 def criterion_name(filters: Sequence[FilterOptions]) -> str:
-    """The filters in a few words: ``all``, ``top3``, ``local_global k=1 confidence + top3``."""
+    """The filters in a few words, e.g. ``all``, ``top3`` or ``local_global k=1 confidence + top3``."""
     return " + ".join(_filter_name(options) for options in filters) or "all"
 
 
@@ -211,10 +211,10 @@ def parallel_figure(table: pd.DataFrame, metric: str = SELECTION) -> Figure:
     varied = [k for k in keys if rows[k].nunique(dropna=False) > 1]
     figure = Figure(figsize=(2.5 + 1.9 * max(1, len(varied)), 4.2), layout="constrained")
     axes = figure.subplots()
-    values = _numbers(rows, metric)
     if not varied:
         _say(axes, "no setting varies")
         return figure
+    values = _numbers(rows, metric)
     norm = _norm(values)
     colors = ScalarMappable(norm, "viridis")
     shades = colors.to_rgba(values.to_numpy())
@@ -233,8 +233,7 @@ def parallel_figure(table: pd.DataFrame, metric: str = SELECTION) -> Figure:
         )
     axes.set_xticks(range(len(heights)), [*varied, "metric"])
     axes.set(ylim=(-0.06, 1.06), xlim=(-0.35, len(varied) + 0.05), yticks=[])
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[:].set_visible(False)
     figure.colorbar(colors, ax=axes, label=metric.replace("_", " "))
     return figure
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from ray.tune import ResultGrid
 
+from orchestrator.config import ExperimentConfig
 from orchestrator.errors import StorageError
 from orchestrator.results import ExperimentResult
 from orchestrator.sweep_plan import trial_config
@@ -63,7 +64,9 @@ def best_trial(table: pd.DataFrame, metric: str, mode: str) -> Path | None:
     if not len(last):
         return None
     setting = [c for c in ("supervision", "criterion", "assignment", "depth") if c in last]
-    setting += [c for c in last.columns if "." in c and c not in setting]
+    setting += [
+        c for c in last.columns if c.split(".")[0] in ExperimentConfig.model_fields and c not in (*setting, "seed")
+    ]
     sign = 1 if mode == "max" else -1
     score = (last[metric] * sign).groupby([last[c] for c in setting], dropna=False).transform("mean")
     top = last[score == score.max()]

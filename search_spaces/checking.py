@@ -99,7 +99,7 @@ def _search_problems(space: SearchSpace, varied: Mapping[str, Domain]) -> list[s
                 f"seeds: searcher optuna takes one, or it would learn from trials that differ by luck alone "
                 f"(got {list(space.seeds)})"
             )
-        if not drawn:
+        if not varied:
             found.append("space: searcher optuna needs at least one domain to search (got none)")
     if drawn and "samples" not in space.model_fields_set:
         hint = f", or use grid for space.{_written(drawn[0])}" if space.searcher == "grid" else ""

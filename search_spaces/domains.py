@@ -53,8 +53,8 @@ class Domain:
             first, last = self._multiples()
             q = self.arguments[2]
             low, high = first * q, last * q
-        if self.kind in ("randint", "lograndint") or (self.kind == "qrandint" and self.arguments[2] == 1):
-            high = self.arguments[1] - 1  # Ray's integer ranges exclude their upper end
+        if self.kind in ("randint", "lograndint"):
+            high -= 1  # Ray's integer ranges exclude their upper end unless they are quantized
         return [low, high] if self.kind in _INTEGERS else [float(low), float(high)]
 
     def to_tune(self) -> Any:
@@ -69,6 +69,10 @@ class Domain:
 
     def not_for_optuna(self) -> str | None:
         """Why Optuna cannot search this domain, or None."""
+        if self.kind in ("quniform", "qrandint") and not self.problems():
+            low, high, q = self.arguments
+            if not all(math.isclose(end / q, round(end / q), abs_tol=1e-9) for end in (low, high)):
+                return "low and high must be multiples of q, because Optuna counts its steps from low"
         return _NOT_IN_OPTUNA.get(self.kind)
 
     def _list_problems(self) -> list[str]:
@@ -100,6 +104,8 @@ class Domain:
             found.append(f"{self.kind} needs low above 0 (got {given[0]})")
         if self.kind in _QUANTIZED and given[2] <= 0:
             found.append(f"{self.kind} needs q above 0 (got {given[2]})")
+        elif self.kind == "qrandint" and given[2] == 1:
+            found.append("qrandint with q = 1 excludes high in Ray and includes it in Optuna; use randint (got 1)")
         elif self.kind in _QUANTIZED and not found and self._multiples()[0] >= self._multiples()[1]:
             found.append(f"{self.kind} needs at least two multiples of q between low and high (got {given})")
         return found

@@ -83,7 +83,10 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         # JSON mode: strict about types, yet lists become tuples
         return SearchSpace.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError([_explain(item) for item in error.errors(include_url=False)], str(path)) from None
+        found = error.errors(include_url=False)
+        # a list is also "too short" when one of its items is wrong
+        told = [e for e in found if e["type"] != "too_short" or not any(o["loc"][:-1] == e["loc"] for o in found)]
+        raise ConfigError([_explain(item) for item in told], str(path)) from None
 
 
 def axes(space: SearchSpace) -> dict[str, Domain]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import fields
@@ -144,3 +145,16 @@ def test_install_takes_a_round_over_under_its_own_key(tmp_path: Path) -> None:
     _assert_same(_output(), to_output(stored))
     with pytest.raises(StorageError, match="not a readable round"):
         cache.install(tmp_path / "a")
+
+
+def test_prune_removes_what_was_used_longest_ago(tmp_path: Path) -> None:
+    cache = RoundCache(tmp_path)
+    for age, name in enumerate(("new", "middle", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "round.json").write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert [e.path.name for e in cache.entries()] == ["new", "middle", "old"]
+    assert [e.path.name for e in cache.prune(max_bytes=250)] == ["old"]
+    assert [e.path.name for e in cache.prune(unused_since=1000)] == ["middle"]
+    assert cache.has("new")
+    assert not cache.has("middle")

@@ -137,8 +137,8 @@ def test_settings_with_the_same_depth_but_other_levels_stay_apart() -> None:
 
 def test_lists_and_mappings_may_be_settings() -> None:
     table = make_table(depths=(1,))
-    table["student"] = [{"lr": 0.1 * (i % 2)} for i in range(len(table))]
-    table["student.lr"] = [[i % 2] for i in range(len(table))]
+    table["student"] = pd.Series([{"lr": 0.1 * (i % 2)} for i in range(len(table))], dtype=object)
+    table["student.lr"] = pd.Series([[i % 2] for i in range(len(table))], dtype=object)
     assert summary(table)["n"].sum() == len(table)
     assert all(isinstance(f, Figure) for f in figures(table).values())
 
@@ -238,13 +238,13 @@ def test_parallel_figure_of_categories_and_numbers() -> None:
     figure = parallel_figure(table, METRIC)
     axes = figure.axes[0]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["supervision", "criterion", "student.lr", "metric"]
-    lines = [line for line in axes.lines if len(line.get_xdata()) == 4]  # type: ignore[arg-type]
-    assert len(lines) == 12
-    np.testing.assert_array_equal(lines[0].get_ydata(), [0.0, 0.0, 0.0, np.nan])
-    assert lines[0].get_color() == "0.8"  # no metric
-    np.testing.assert_allclose(lines[-1].get_ydata(), [1.0, 1.0, 1.0, 1.0])
-    heights = [float(line.get_ydata()[2]) for line in lines]  # type: ignore[index]
-    np.testing.assert_allclose(heights, np.linspace(0, 1, 12))  # logarithmic
+    drawn = [(line.get_color(), np.asarray(line.get_ydata(), dtype=float)) for line in axes.lines]
+    drawn = [(color, heights) for color, heights in drawn if len(heights) == 4]
+    assert len(drawn) == 12
+    assert drawn[0][0] == "0.8"  # no metric
+    np.testing.assert_array_equal(drawn[0][1], [0.0, 0.0, 0.0, np.nan])
+    np.testing.assert_allclose(drawn[-1][1], [1.0, 1.0, 1.0, 1.0])
+    np.testing.assert_allclose([heights[2] for _, heights in drawn], np.linspace(0, 1, 12))  # logarithmic
 
 
 def test_parallel_figure_when_nothing_varies() -> None:
