@@ -38,6 +38,7 @@ benchmarks: setup  ## every number the documentation claims
 	$(BIN)/python -m benchmarks.rounds
 	$(BIN)/python -m benchmarks.paper_scale
 	$(BIN)/python -m benchmarks.seeds
+	$(BIN)/python -m benchmarks.sweep
 
 clean:  ## remove .venv and caches, keep results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from orchestrator.experiment import run_experiment
     from orchestrator.loading import load_config
     from orchestrator.results import ExperimentResult
+    from orchestrator.sweep import SweepResult, run_sweep
 
-__all__ = ["ExperimentConfig", "ExperimentResult", "load_config", "run_experiment"]
+__all__ = ["ExperimentConfig", "ExperimentResult", "SweepResult", "load_config", "run_experiment", "run_sweep"]
 
 _HOMES = {
     "ExperimentConfig": "orchestrator.config",
     "ExperimentResult": "orchestrator.results",
     "load_config": "orchestrator.loading",
     "run_experiment": "orchestrator.experiment",
+    "SweepResult": "orchestrator.sweep",
+    "run_sweep": "orchestrator.sweep",
 }
 
 
