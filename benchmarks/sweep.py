@@ -1,8 +1,8 @@
 """The paper's sweep (criterion x depth x seed, hard and soft) three ways: alone, without cache, as shipped.
 
 ``python -m benchmarks.sweep [--full] [--alone N]`` - synthetic inputs with 15 given teachers; ``--full`` is the paper's
-size, 50,000 x 384 and 1,000 classes. *Alone* runs N trials drawn evenly from the grid, one after the other, each as ``csl run``
-does it (own Ray, own worker group), and scales the time to all of them; ``--alone 0`` runs every trial.
+size, 50,000 x 384 and 1,000 classes. *Alone* runs N trials drawn evenly from the grid, one after the other, each as
+``csl run`` does it (own Ray, own worker group), and scales the time to all of them; ``--alone 0`` runs every trial.
 """
 
 from __future__ import annotations

@@ -89,6 +89,12 @@ class ExperimentResult:
         uri: str = json.loads((self.path / "run.json").read_text())["uri"]
         return uri
 
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The run in that store, once something has been delivered to it."""
+        delivered = self.path / "delivered.json"
+        return json.loads(delivered.read_text())["run_id"] if delivered.exists() else None
+
     def student(self) -> nn.Module:
         """The last round's student: raw inputs [n, ...] -> logits [n, C]."""
         return load_student(self.path)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 # before MLflow is imported: a server that is down is reported at once and tried again by us, not for minutes by it
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -219,11 +218,3 @@ def follow(folder: Path, parent: int) -> int:
                     return 1
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def run_link(run_dir: Path) -> dict[str, Any]:
-    """Server and run id a run was delivered to; empty before the first delivery."""
-    cursor = run_dir / "delivered.json"
-    if not cursor.exists():
-        return {}
-    return {**json.loads((run_dir / "run.json").read_text()), **json.loads(cursor.read_text())}
