@@ -54,6 +54,8 @@ def _ray(prepared: Prepared, make_recorder: MakeRecorder, display: Display, teac
 
     with ray_session(prepared.config.compute, display) as private, _pool(prepared, teachers) as pool:
         events = prepared.run_dir / "events.jsonl"
+        trained = sum(spec.given is None for spec in prepared.specs)
+        display.note(f"weak teachers: {trained} to train, {len(prepared.specs) - trained} given; starting the student")
         with Follower(events, lambda: make_recorder(lambda: _test_classes(prepared, pool))) as follower:
             train_student(
                 prepared.job,

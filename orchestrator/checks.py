@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.config import ExperimentConfig
 from orchestrator.data import DATASETS
@@ -26,7 +28,7 @@ class Checked:
 def check(config: ExperimentConfig) -> Checked:
     """Check a parsed configuration against its data; starts nothing and writes nothing."""
     info = DATASETS.builder(config.data.name).describe(config.data, config.seed)  # type: ignore[attr-defined]
-    problems = [*info.problems, *_setting_problems(config)]
+    problems = [*info.problems, *_setting_problems(config), *_storage_problems(config)]
     levels: tuple[Level, ...] = ()
     if info.n_classes:  # 0: the data could not be read, and said so
         problems += _hierarchy_problems(config, info)
@@ -83,6 +85,17 @@ def _filter_problems(config: ExperimentConfig, n_classes: int) -> list[str]:
         if isinstance(options, TopKRate | LocalGlobal) and options.k > n_classes:
             found.append(f"rounds.filters[{number}].k: cannot be more than the {n_classes} classes (got {options.k})")
     return found
+
+
+def _storage_problems(config: ExperimentConfig) -> list[str]:
+    """Whether the storage folder can be made or written to."""
+    path = Path(config.storage).expanduser().absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir():
+        return [f"storage: must be a folder, and {there} is a file (got {config.storage!r})"]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [f"storage: must be writable, and {there} is not (got {config.storage!r})"]
+    return []
 
 
 def _setting_problems(config: ExperimentConfig) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from orchestrator.errors import ConfigError, CslError
+from orchestrator.errors import ConfigError, CslError, Interrupted, StorageError
 
 app = typer.Typer(
     name="csl",
@@ -44,18 +48,23 @@ def run(
 
     console = _console()
     settings = load_config(config, overrides or (), seed)
-    result = run_experiment(settings, use_cache=not no_cache, display=Lines(console))
+    with _told_when_interrupted("the same command goes on after them"):
+        result = run_experiment(settings, use_cache=not no_cache, display=Lines(console))
     from orchestrator import report  # tables come last; the start should not wait for them
 
     console.print()
     console.print(report.rounds_table(result))
     console.print(report.baselines_table(result))
+    if (reason := report.undefined_pgr(result)) is not None:
+        console.print(reason, highlight=False, soft_wrap=True)
     if teachers:
         console.print(report.teachers_table(result))
     for line in (report.passes_line(result), f"results: {result.path}", f"took {result.seconds:.1f} s"):
         console.print(line, highlight=False, soft_wrap=True)
     uri = result.tracking_uri
-    where = f"csl ui {settings.storage}" if uri.startswith("sqlite") else uri
+    # `make demo` runs the program inside .venv, which is on nobody's PATH
+    program = "csl" if shutil.which("csl") else os.path.relpath(Path(sys.executable).parent / "csl")
+    where = f"{program} ui {settings.storage}" if uri.startswith("sqlite") else uri
     console.print(f"see it in MLflow: [bold]{where}[/bold]", highlight=False, soft_wrap=True)
 
 
@@ -91,7 +100,10 @@ def sweep(
     from orchestrator.sweep import run_sweep
 
     console = _console()
-    result = run_sweep(varied, base, concurrency=concurrency, resume=resume, use_cache=not no_cache, console=console)
+    with _told_when_interrupted("the same command with --resume goes on"):
+        result = run_sweep(
+            varied, base, concurrency=concurrency, resume=resume, use_cache=not no_cache, console=console
+        )
     console.print(sweep_report.summary_table(result.table, varied.metric, varied.mode))
     console.print(f"rounds computed: {result.rounds_computed} of {len(result.table)} in the table", highlight=False)
     for trial, error in result.failures.items():
@@ -109,6 +121,8 @@ def sync(storage: Storage = Path("runs")) -> None:
     from orchestrator.tracking.deliver import sync as deliver
 
     console = _console()
+    if not storage.is_dir():
+        raise StorageError(f"{storage}: is not a storage folder (`csl sync PATH` takes the folder runs are stored in)")
     journals = [*storage.glob("experiments/*/journal.jsonl"), *storage.glob("sweeps/*/journal.jsonl")]
     outcome = deliver(sorted(path.parent for path in journals))
     failed = {path: result for path, result in outcome.items() if isinstance(result, Exception)}
@@ -166,15 +180,30 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open MLflow on the runs of a storage folder (Ctrl-C ends it)."""
-    from orchestrator.errors import StorageError
+    import socket
+
     from orchestrator.tracking.start import default_uri, serve
 
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StorageError(f"{host}:{port}: cannot be listened on ({error}); choose another with --port") from None
     if not (storage / "mlflow.db").exists():
         raise StorageError(f"{storage}: holds no MLflow database yet: `csl run` makes one (or name another folder)")
     arguments = ["server", "--backend-store-uri", default_uri(str(storage)), "--host", host, "--port", str(port)]
     arguments += ["--default-artifact-root", (storage.resolve() / "mlartifacts").as_uri(), "--workers", "1"]
     _console().print(f"MLflow on [bold]http://{host}:{port}[/bold]")
     raise typer.Exit(serve(arguments))
+
+
+@contextmanager
+def _told_when_interrupted(what_next: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; finished rounds are stored, and {what_next}") from None
 
 
 def _console() -> Any:

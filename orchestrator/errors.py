@@ -46,5 +46,15 @@ class RunFailedError(CslError):
     """An experiment stopped; its finished rounds are stored and a second call resumes from them."""
 
 
+class Interrupted(CslError):
+    """Ctrl-C or SIGTERM: everything was stopped in order, and finished rounds are stored."""
+
+    exit_code = 130
+
+
+class DeviceError(CslError):
+    """The device that was asked for is not there."""
+
+
 class TrackingError(CslError):
     """Records could not be delivered to the MLflow server; they wait in the run's journal."""

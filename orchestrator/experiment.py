@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from orchestrator.display import Display, Silent
 from orchestrator.evaluation import Evaluation, TeacherClasses
 from orchestrator.identity import array_digest, digest
 from orchestrator.journal import Journal
-from orchestrator.prepare import Prepared, SweepShare, prepare
+from orchestrator.prepare import Prepared, SweepShare, opened, prepare
 from orchestrator.recorder import Recorder, journal_evaluation
 from orchestrator.results import ExperimentResult, RoundResult, save_student
 from orchestrator.round_cache import RoundCache
@@ -50,9 +51,11 @@ def run_experiment(
     started = time.perf_counter()
     display = display or Silent()
     prepared = prepare(config, use_cache, sweep)
-    journal = Journal(prepared.run_dir / "journal.jsonl")
     parent = None if sweep is None else sweep.folder.parent
-    with Delivery(prepared.run_dir, config, journal, display, parent):
+    with ExitStack() as stack:
+        stack.enter_context(opened(prepared, use_cache, display))
+        journal = Journal(prepared.run_dir / "journal.jsonl")
+        stack.enter_context(Delivery(prepared.run_dir, config, journal, display, parent))
         journal_start(journal, prepared)
         recorder = _Session(prepared, journal, display).run(None if sweep is None else sweep.teachers)
         result = _finish(prepared, recorder, time.perf_counter() - started)
@@ -132,5 +135,7 @@ def _finish(prepared: Prepared, recorder: Recorder, seconds: float) -> Experimen
         chains=chains,
         seconds=seconds,
     )
+    if (prepared.run_dir / "results.json").exists() and all(r.metrics.cached for c in chains.values() for r in c):
+        return result  # looked up, not computed: what the run that computed it wrote stays
     result.save()
     return result

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from orchestrator.chains import Chain, plan_chains
@@ -17,6 +19,7 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.data import DATASETS
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.store import Store
+from orchestrator.display import Display
 from orchestrator.errors import ConfigError
 from orchestrator.identity import array_digest, digest
 from orchestrator.job import StudentJob, StudentView
@@ -79,7 +82,7 @@ class Prepared:
 
 
 def prepare(config: ExperimentConfig, use_cache: bool = True, sweep: SweepShare | None = None) -> Prepared:
-    """Check, load the data, plan the chains and create the run's folder.
+    """Check, load the data and plan the chains.
 
     Args:
         config: the configuration.
@@ -101,10 +104,6 @@ def prepare(config: ExperimentConfig, use_cache: bool = True, sweep: SweepShare 
     specs = make_specs(config, dataset, levels)
     identity = experiment_identity(config, dataset)
     run_dir = folder / folder_name(config, identity, use_cache)
-    if not use_cache and (run_dir / "results.json").exists():
-        shutil.rmtree(run_dir)  # asked for afresh; an unfinished one is resumed instead
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(dump_yaml(config))
     return Prepared(
         config=config,
         dataset=dataset,
@@ -117,6 +116,27 @@ def prepare(config: ExperimentConfig, use_cache: bool = True, sweep: SweepShare 
         cache=storage / "rounds" if use_cache else run_dir / "rounds",
         shared_view=None if sweep is None else sweep.view,
     )
+
+
+@contextmanager
+def opened(prepared: Prepared, use_cache: bool, display: Display) -> Iterator[None]:
+    """The run's folder, for this process alone: a second run of the same experiment waits and finds it finished."""
+    run_dir = prepared.run_dir
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir.parent / f".{run_dir.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        display.note("another process is running this experiment: waiting for it")
+        lock.acquire()
+    try:
+        if not use_cache and (run_dir / "results.json").exists():
+            shutil.rmtree(run_dir)  # asked for afresh; an unfinished one is resumed instead
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "config.yaml").write_text(dump_yaml(prepared.config))
+        yield
+    finally:
+        lock.release()
 
 
 def folder_name(config: ExperimentConfig, identity: str, use_cache: bool) -> str:

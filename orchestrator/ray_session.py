@@ -26,6 +26,7 @@ def ray_session(compute: ComputeConfig, display: Display) -> Iterator[bool]:
     # token authentication is on for a new local Ray, which is as it should be and needs no warning
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = compute.ray_address or os.environ.get("RAY_ADDRESS")
+    display.note(f"joining Ray at {address}" if address else "starting a private Ray")
     if address:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     else:

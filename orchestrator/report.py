@@ -78,6 +78,15 @@ def teachers_table(result: ExperimentResult) -> Table:
     return table
 
 
+def undefined_pgr(result: ExperimentResult) -> str | None:
+    """Why there is no PGR; None where there is one."""
+    if result.rounds[-1].metrics.pgr is not None:
+        return None
+    if result.ceiling_accuracy is None:
+        return "PGR is not defined: no ceiling was trained (baselines: [ceiling])"
+    return f"PGR is not defined: ceiling {percent(result.ceiling_accuracy)} <= weak {percent(result.weak_accuracy)}"
+
+
 def passes_line(result: ExperimentResult) -> str:
     """What the teachers were asked, in one line."""
     rounds = [r.metrics for r in result.chains[MAIN]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,7 @@ class ExperimentResult:
         if problems:
             raise StorageError(f"{path / 'config.yaml'}: is not valid for this version: {'; '.join(problems)}")
         chains = {
-            name: tuple(RoundResult(_metrics(r["metrics"]), Path(r["path"])) for r in rounds)
+            name: tuple(RoundResult(_metrics(r["metrics"]), (path / r["path"]).resolve()) for r in rounds)
             for name, rounds in content["chains"].items()
         }
         teachers = tuple(TeacherAccuracy(**t) for t in content["teachers"])
@@ -132,7 +133,7 @@ class ExperimentResult:
             "seconds": self.seconds,
             "teachers": [vars(t) for t in self.teachers],
             "chains": {
-                name: [{"metrics": r.metrics.to_dict(), "path": str(r.path)} for r in rounds]
+                name: [{"metrics": r.metrics.to_dict(), "path": os.path.relpath(r.path, self.path)} for r in rounds]
                 for name, rounds in self.chains.items()
             },
         }

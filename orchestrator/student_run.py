@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +67,19 @@ class _LeanTrainer(DataParallelTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, private: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.interrupted = False
         self._unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if private else set())
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        super()._register_sigint_handler(controller)
+        abort = signal.getsignal(signal.SIGINT)
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+            assert callable(abort)
+            abort(number, frame)
+
+        signal.signal(signal.SIGINT, handler)
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._unused]
@@ -119,14 +133,24 @@ def train_student(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
+    before = signal.getsignal(signal.SIGINT)
     try:
         failure: CslError | None = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
+    except (Exception, SystemExit) as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        if not isinstance(error, ray.train.TrainingFailedError):
+            raise
         text = str(next(iter(getattr(error, "worker_failures", {}).values()), error)).strip()
         raise RunFailedError(
             f"training stopped: {text.splitlines()[-1] if text else type(error).__name__}\n"
             f"Finished rounds are stored; the same command resumes after them. Logs: {run_dir / 'train'}"
         ) from error
+    finally:
+        if trainer.interrupted:  # Ray Train leaves its own handler behind
+            signal.signal(signal.SIGINT, before)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
     if failure is not None:
         raise failure
 

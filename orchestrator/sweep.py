@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,21 +18,22 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.display import Lines, Silent
 from orchestrator.errors import ConfigError
 from orchestrator.identity import digest
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, read_journal
 from orchestrator.loading import dump_yaml
 from orchestrator.prepare import student_view
 from orchestrator.ray_session import ray_session
+from orchestrator.sweep_groups import abandoned_groups_freed
+from orchestrator.sweep_interrupt import interruptible
 from orchestrator.sweep_plan import SweepPlan, plan_sweep, trial_config
 from orchestrator.sweep_table import best_trial, tidy
-from orchestrator.sweep_trial import Progress, TrialSetup, run_trial
+from orchestrator.sweep_trial import Progress, TrialSetup
+from orchestrator.sweep_tuner import make_tuner
 from orchestrator.teacher_pool import ActorPool
 from orchestrator.tracking.start import Delivery
-from search_spaces import SearchSpace, check_space, trial_count, tune_domains
+from search_spaces import SearchSpace, check_space, trial_count
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_TUNE = "tune"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def run_sweep(
     Raises:
         ConfigError: space or configuration are wrong; nothing was written.
     """
-    base = _inline_by_default(base or {})
+    space, base = _absolute(space), _absolute_paths(_inline_by_default(base or {}))
     problems = check_space(space, base)
     if problems:
         raise ConfigError(problems, f"space {space.name}")
@@ -92,6 +91,7 @@ def run_sweep(
     with ExitStack() as stack:
         stack.enter_context(Delivery(path, config.model_copy(update={"name": space.name}), journal, display))
         _journal_space(journal, space, plan)
+        stack.callback(_close_trials, path / "trials")
         stack.enter_context(ray_session(config.compute, display))
         compute = config.compute
         pool = ActorPool(plan.groups, compute.teacher_actors, compute.cpus_per_teacher_actor)
@@ -100,14 +100,34 @@ def run_sweep(
         setup = TrialSetup(space, base, path / "trials", shares, pool.teachers, use_cache)
         Progress.console = console
         progress = Progress(len(plan.trials) or trial_count(space), space.metric, space.mode)
-        with _sigterm_is_ctrl_c():
-            grid = _tuner(space, plan, config, setup, path, concurrency, resume, progress).fit()
+        if compute.backend == "train":
+            stack.enter_context(abandoned_groups_freed())
+        with interruptible() as interrupted:
+            grid = make_tuner(space, plan, config, setup, path, concurrency, resume, progress).fit()
+            if interrupted.is_set():  # Tune ends in order, as if the sweep were complete
+                display.note("interrupted: finished rounds are stored; the same command with --resume goes on")
+                raise KeyboardInterrupt
         table = tidy(space, base, path / "trials", grid)
         best = best_trial(table, space.metric, space.mode)
         failures = {r.path: str(r.error).strip().splitlines()[-1] for r in grid if r.error is not None}
         _conclude(journal, space, path, table, best)
     computed = int((~table["cached"].astype(bool)).sum()) if len(table) else 0
     return SweepResult(grid, table, path, plan, best, failures, computed)
+
+
+def _absolute(space: SearchSpace) -> SearchSpace:
+    return space.model_copy(update={"base": _absolute_paths(space.base, only_given=True)})
+
+
+def _absolute_paths(tree: dict[str, Any], only_given: bool = False) -> dict[str, Any]:
+    """The tree with paths made absolute: trials run in a working directory of Ray's own."""
+    found = dict(tree)
+    if not only_given or "storage" in tree:
+        found["storage"] = str(Path(tree.get("storage", "runs")).expanduser().resolve())
+    data = tree.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        found["data"] = {**data, "path": str(Path(data["path"]).expanduser().resolve())}
+    return found
 
 
 def _inline_by_default(base: dict[str, Any]) -> dict[str, Any]:
@@ -144,80 +164,6 @@ def _folder(space: SearchSpace, base: dict[str, Any], config: ExperimentConfig, 
     return path
 
 
-def _tuner(
-    space: SearchSpace,
-    plan: SweepPlan,
-    config: ExperimentConfig,
-    setup: TrialSetup,
-    path: Path,
-    concurrency: int | None,
-    resume: bool,
-    progress: Progress,
-) -> tune.Tuner:
-    """A Tuner over the planned trials, or the restored one of an interrupted sweep."""
-    from ray.tune.logger import JsonLoggerCallback
-
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # one format of results is enough
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    compute = config.compute
-    if compute.backend == "inline":
-        resources = {"cpu": compute.cpus_per_worker, "gpu": compute.gpus_per_worker}
-    else:  # the trial only drives a worker group, which asks for its own; a whole CPU each could starve all groups
-        resources = {"cpu": 0.01}
-    trainable = tune.with_resources(tune.with_parameters(run_trial, setup=setup), resources)
-    domains: Any = tune_domains(space)
-    if plan.trials:
-        domains = tune.grid_search([dict(t) for t in plan.trials])
-    elif space.searcher == "optuna":
-        domains = {**domains, "seed": space.seeds[0]}
-    else:
-        domains = {**domains, "seed": tune.grid_search(list(space.seeds))}
-    parameters = {"overrides": domains}
-    folder = path / _TUNE / "trials"
-    if resume and tune.Tuner.can_restore(str(folder)):
-        return tune.Tuner.restore(
-            str(folder), trainable, param_space=parameters, resume_unfinished=True, resume_errored=True
-        )
-    return tune.Tuner(
-        trainable,
-        param_space=parameters,
-        tune_config=tune.TuneConfig(
-            metric=space.metric,
-            mode=space.mode,
-            num_samples=1 if plan.trials else space.samples,
-            search_alg=_searcher(space),
-            scheduler=_scheduler(space),
-            max_concurrent_trials=concurrency,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="trials",
-            storage_path=str(path / _TUNE),
-            failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[progress, JsonLoggerCallback()],
-            verbose=0,
-        ),
-    )
-
-
-def _searcher(space: SearchSpace) -> Any:
-    if space.searcher != "optuna":
-        return None
-    from ray.tune.search.optuna import OptunaSearch
-
-    return OptunaSearch(metric=space.metric, mode=space.mode, seed=space.seeds[0])
-
-
-def _scheduler(space: SearchSpace) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
-
-    if space.scheduler == "none":
-        return None
-    if space.scheduler == "median":
-        return MedianStoppingRule(time_attr="round", grace_period=1, min_samples_required=3)
-    return ASHAScheduler(time_attr="round", grace_period=1, max_t=100, reduction_factor=2)
-
-
 def _journal_space(journal: Journal, space: SearchSpace, plan: SweepPlan) -> None:
     for name, value in space.model_dump(mode="json").items():
         journal.write("param", name, value=value if isinstance(value, str) else json.dumps(value))
@@ -248,16 +194,11 @@ def _conclude(journal: Journal, space: SearchSpace, path: Path, table: pd.DataFr
         journal.write("register", f"csl-{space.name}", trial=str(best), alias="best")
 
 
-@contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    """Tune saves its state and ends in order on Ctrl-C; a job manager's SIGTERM should do the same."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _close_trials(folder: Path) -> None:
+    """End the journals of trials that were stopped with their process and could not do it themselves."""
+    for path in folder.glob("*/journal.jsonl"):
+        status = [record["name"] for record, _ in read_journal(path) if record["kind"] == "status"]
+        if status and status[-1] == "RUNNING":
+            journal = Journal(path)
+            journal.write("status", "KILLED", step=int(time.time() * 1000))
+            journal.close()

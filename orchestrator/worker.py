@@ -19,6 +19,7 @@ from torch import Tensor
 
 from orchestrator.chains import Chain
 from orchestrator.config import ExperimentConfig
+from orchestrator.errors import DeviceError
 from orchestrator.filters import bind
 from orchestrator.identity import derive_seed
 from orchestrator.job import Emit, StudentJob, StudentView
@@ -158,7 +159,10 @@ def run_chains(
 
 def _student(config: ExperimentConfig, view: StudentView, group: Group) -> tuple[StudentData, HeadTrainer]:
     """This worker's share of the data on its device, and its trainer."""
-    device = resolve_device(config.device)
+    try:
+        device = resolve_device(config.device)
+    except RuntimeError as error:
+        raise DeviceError(str(error)) from None
     rank, world_size = group.rank, group.world_size
 
     def to_device(array: NDArray[np.float32]) -> Tensor:

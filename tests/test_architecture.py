@@ -13,12 +13,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for folder in ("orchestrator", "trainers", "search_spaces") for p in (ROOT / folder).rglob("*.py"))
 
-MAY_IMPORT_RAY = {"teacher_pool", "student_run", "ray_session", "sweep", "sweep_trial", "sweep_table"}
+MAY_IMPORT_RAY = {
+    "teacher_pool",
+    "student_run",
+    "ray_session",
+    "sweep",
+    "sweep_groups",
+    "sweep_table",
+    "sweep_trial",
+    "sweep_tuner",
+}
 MAY_IMPORT_MLFLOW = {"tracking/deliver", "tracking/model"}
 LAYERS = [
     {"cli"},
     {"sweep", "report", "plan"},
     {"sweep_table"},
+    {"sweep_tuner"},
     {"sweep_trial", "sweep_report"},
     {"sweep_plan"},
     {"experiment"},

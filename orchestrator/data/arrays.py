@@ -161,6 +161,8 @@ def _shape_problems(arrays: dict[str, NDArray[Any]]) -> list[str]:
             found.append(f"data.{name}: must be one value per sample, [N] (got {list(arrays[name].shape)})")
     if "split" in arrays and arrays["split"].dtype.kind not in "iu":
         found.append(f"data.split: must be integer (got {arrays['split'].dtype})")
+    if features.ndim == 2 and 0 in features.shape:
+        found.append(f"data.features: must have samples and features (got {list(features.shape)})")
     rows = features.shape[0] if features.ndim else 0
     widths = set()
     for name, array in arrays.items():
@@ -186,6 +188,11 @@ def _content_problems(arrays: dict[str, NDArray[Any]], options: ArraysOptions) -
         found.append(f"data.features: must be finite (got NaN or infinity in {bad} rows)")
     n_classes = _n_classes(arrays, options)
     low, high = int(arrays["labels"].min(initial=0)), int(arrays["labels"].max(initial=0))
+    if n_classes > max(2, len(arrays["labels"])) and options.n_classes is None:
+        found.append(
+            f"data.labels: the largest label means {n_classes} classes, more than the {len(arrays['labels'])} samples "
+            f"(got {high}); number classes from 0, or set data.n_classes"
+        )
     if low < 0 or high >= n_classes:
         found.append(f"data.labels: must lie in 0..{n_classes - 1} (got {low}..{high})")
     if "split" in arrays and (unknown := set(np.unique(arrays["split"]).tolist()) - set(SPLIT_CODES.values())):
@@ -196,29 +203,36 @@ def _content_problems(arrays: dict[str, NDArray[Any]], options: ArraysOptions) -
         array = arrays[name]
         if options.n_classes is not None and array.shape[1] != options.n_classes:
             found.append(f"data.{name}: must have data.n_classes = {options.n_classes} columns (got {array.shape[1]})")
-        if bad := _bad_rows(array):
-            found.append(f"data.{name}: must be finite (got NaN or infinity in {bad} rows)")
+        if bad := _bad_rows(array, signed=False):
+            found.append(f"data.{name}: must be finite and not negative (got NaN, infinity or below 0 in {bad} rows)")
         else:
             sample = np.asarray(array[:: max(1, len(array) // 256)], dtype=np.float32)
-            if (sample < 0).any() or not np.allclose(sample.sum(axis=1), 1.0, atol=0.02):
-                sums = sample.sum(axis=1)
-                found.append(
-                    f"data.{name}: rows must be probabilities that sum to 1 "
-                    f"(got sums {sums.min():.3g}..{sums.max():.3g}, smallest value {sample.min():.3g})"
-                )
+            sums = sample.sum(axis=1)
+            if not np.allclose(sums, 1.0, atol=0.02):
+                got = f"sums {sums.min():.3g}..{sums.max():.3g}"
+                found.append(f"data.{name}: rows must be probabilities that sum to 1 (got {got})")
     return found
 
 
-def _bad_rows(array: NDArray[Any]) -> int:
-    """Number of rows with NaN or infinity; half floats are tested by their exponent bits (20 x faster)."""
+def _bad_rows(array: NDArray[Any], signed: bool = True) -> int:
+    """Number of rows with NaN or infinity (as float32), or below 0 unless ``signed``.
+
+    Half floats are tested by their bits (20 x faster).
+    """
     bad = 0
     for start in range(0, len(array), _CHUNK_ROWS):
         chunk = array[start : start + _CHUNK_ROWS]
         if chunk.dtype == np.float16:
             # ascontiguousarray: a view of the bits needs plain memory
-            wrong = (np.ascontiguousarray(chunk).view(np.uint16) & 0x7C00) == 0x7C00
+            bits = np.ascontiguousarray(chunk).view(np.uint16)
+            wrong = (bits & 0x7C00) == 0x7C00
+            if not signed:
+                wrong |= bits > 0x8000  # the sign bit, but for -0
         else:
-            wrong = ~np.isfinite(chunk)
+            with np.errstate(over="ignore"):
+                wrong = ~np.isfinite(chunk.astype(np.float32))
+            if not signed:
+                wrong |= chunk < 0
         if wrong.any():
             bad += int(wrong.any(axis=1).sum())
     return bad

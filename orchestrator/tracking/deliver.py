@@ -121,7 +121,7 @@ class JournalDelivery:
         model_id = self._client.get_run(trial_run).outputs.model_outputs[0].model_id
         name = record["name"]
         known = self._client.search_model_versions(f"name = '{name}'")
-        version = next((v.version for v in known if v.model_id == model_id), None)
+        version = next((v.version for v in known if v.run_id == trial_run), None)  # a server does not tell model ids
         if version is None:
             if not known:
                 with suppress(MlflowException):  # it may exist without versions
@@ -198,6 +198,7 @@ def follow(folder: Path, parent: int) -> int:
         Exit code: 0 when everything is delivered.
     """
     pause = _POLL_SECONDS
+    failed = folder / "delivery.failed"  # there while the last attempt failed: the run looks at it at its end
     deliveries: dict[Path, JournalDelivery] = {}
     with FileLock(folder / ".delivery.lock"):
         while True:
@@ -208,12 +209,15 @@ def follow(folder: Path, parent: int) -> int:
                     if member not in deliveries:
                         deliveries[member] = JournalDelivery(member)
                     sent += deliveries[member].deliver()
-                if deliveries[folder].finished or (alone and not sent):
+                failed.unlink(missing_ok=True)
+                # the end came after whatever is not sent yet, so it takes a look at everything after it
+                if not sent and (deliveries[folder].finished or alone):
                     return 0
                 pause = _POLL_SECONDS
                 time.sleep(pause)
             except (TrackingError, MlflowException, OSError) as error:
                 _log.warning("not delivered yet: %s", error)
+                failed.write_text(str(error))
                 if alone:
                     return 1
                 time.sleep(pause)

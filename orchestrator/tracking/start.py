@@ -21,6 +21,7 @@ from orchestrator.display import Display
 from orchestrator.journal import Journal
 from orchestrator.prepare import Prepared
 
+_POLL_SECONDS = 0.1
 _PACKAGES = ("co-supervised-learning", "ray", "torch", "mlflow", "numpy")
 
 
@@ -57,8 +58,9 @@ class Delivery:
 
     def __enter__(self) -> Delivery:
         identity = self._run_dir / "run.json"
-        if not identity.exists():
-            content = {"id": uuid.uuid4().hex, "uri": tracking_uri(self._config)}
+        if not (self._run_dir / "delivered.json").exists():  # as long as no server knows the run, it may go to any
+            known = json.loads(identity.read_text())["id"] if identity.exists() else uuid.uuid4().hex
+            content = {"id": known, "uri": tracking_uri(self._config)}
             content |= {"name": self._config.name, "experiment": self._config.tracking.experiment}
             content |= {"parent": str(self._parent)} if self._parent else {}
             identity.write_text(json.dumps(content))
@@ -75,23 +77,30 @@ class Delivery:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._status("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+        self._status("FINISHED" if kind is None else "KILLED" if kind in (KeyboardInterrupt, SystemExit) else "FAILED")
         self._journal.close()
         if self._process is None:
             return
         # after a failure nobody should wait for bookkeeping
         wait = self._config.tracking.wait_seconds if kind is None else min(5.0, self._config.tracking.wait_seconds)
-        try:
-            delivered = self._process.wait(wait) == 0
-        except subprocess.TimeoutExpired:
-            delivered = False
-            self._process.terminate()  # the cursor moves after each batch: stopping is always safe
-            self._process.wait()
+        delivered = self._wait(wait)
         if not delivered:
             self._display.note(
                 f"not everything has reached MLflow yet; `csl sync {self._config.storage}` delivers the rest "
                 f"(see {self._run_dir / 'delivery.log'})"
             )
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether everything was delivered in time; a server that refuses is not waited for."""
+        assert self._process is not None
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not (self._run_dir / "delivery.failed").exists():
+            try:
+                return self._process.wait(_POLL_SECONDS) == 0
+            except subprocess.TimeoutExpired:
+                continue
+        self._process.terminate()  # the cursor moves after each batch: stopping is always safe
+        return self._process.wait() == 0
 
     def _status(self, status: str) -> None:
         # a run that is resumed changes its status several times: each change is a record of its own

@@ -168,8 +168,14 @@ MISTAKES: list[tuple[Callable[[Arrays], None], str]] = [
     (_rename("teacher_0_0", "teacher_0_1"), "data.teacher_0_*: must be numbered from 0 without gaps (got [1])"),
     (_put("features", (7, 2), np.nan), "data.features: must be finite (got NaN or infinity in 1 rows)"),
     (_put("features", [3, 4, 199], -np.inf), "data.features: must be finite (got NaN or infinity in 3 rows)"),
-    (_put("teacher_1_0", (199, 5), np.nan), "data.teacher_1_0: must be finite (got NaN or infinity in 1 rows)"),
-    (_put("teacher_1_0", (0, 0), np.inf), "data.teacher_1_0: must be finite (got NaN or infinity in 1 rows)"),
+    (
+        _put("teacher_1_0", (199, 5), np.nan),
+        "data.teacher_1_0: must be finite and not negative (got NaN, infinity or below 0 in 1 rows)",
+    ),
+    (
+        _put("teacher_1_0", (0, 0), np.inf),
+        "data.teacher_1_0: must be finite and not negative (got NaN, infinity or below 0 in 1 rows)",
+    ),
     (_put("labels", 5, 6), "data.labels: must lie in 0..5 (got 0..6)"),
     (_put("labels", 5, -1), "data.labels: must lie in 0..5 (got -1..5)"),
     (_put("split", 5, 4), "data.split: codes are {'student': 0, 'validation': 1, 'test': 2, 'teacher': 3} (got [4])"),
@@ -178,7 +184,8 @@ MISTAKES: list[tuple[Callable[[Arrays], None], str]] = [
     (_set("ids", np.r_[0, np.arange(ROWS - 1)]), "data.ids: must be unique (got 1 repeated)"),
     (_set("ids", np.arange(ROWS)[:, None]), "data.ids: must be one value per sample"),
     (_set("teacher_0_0", lambda a: a * 2), "data.teacher_0_0: rows must be probabilities that sum to 1 (got sums"),
-    (_set("teacher_0_0", lambda a: np.log(a)), "data.teacher_0_0: rows must be probabilities that sum to 1"),
+    (_set("teacher_0_0", lambda a: np.log(a)), "data.teacher_0_0: must be finite and not negative"),
+    (_put("teacher_0_0", (7, 1), -5), "data.teacher_0_0: must be finite and not negative"),
     (_put("split", slice(None), 0), "data.split: needs at least one test sample (got 0)"),
     (_set("split", lambda a: np.maximum(a, 1)), "data.split: needs at least one student sample (got 0)"),
 ]
